@@ -1,0 +1,175 @@
+"""`estserver.toml` → one frozen, validated `Settings`.
+
+Rules:
+- Unknown keys are errors, and every problem is reported at once, with the path of the key.
+- Paths in the file are relative to the home directory that holds it.
+- Nothing secret stands in the file: keys and passphrases are files of their own.
+- Durations are text with a unit: `90s`, `15m`, `8h`, `30d`.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from estserver.errors import ConfigError
+
+CONFIG_NAME = "estserver.toml"
+RESERVED_LABELS = frozenset({
+    "cacerts", "simpleenroll", "simplereenroll", "fullcmc", "serverkeygen", "csrattrs",
+    "crls", "eecerts", "pal", "firmware", "symmetrickeys", "tamp", "renewal-info",
+})  # fmt: skip
+"""Operation names of RFC 7030 §3.2.2, RFC 8295 and the renewal-info draft: a label may be none of them."""
+
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def parse_duration(value: object) -> timedelta:
+    """Turn `90s`, `15m`, `8h` or `30d` into a timedelta.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    if isinstance(value, timedelta):
+        return value
+    match = re.fullmatch(r"([0-9]{1,7})([smhd])", value) if isinstance(value, str) else None
+    if match is None:
+        raise ValueError("is not a duration such as 90s, 15m, 8h or 30d")
+    return timedelta(seconds=int(match[1]) * _UNITS[match[2]])
+
+
+Duration = Annotated[timedelta, BeforeValidator(parse_duration)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", str_max_length=4096)
+
+
+class ServerSection(_Section):
+    """`[server]`: where it listens and how much it takes from one client."""
+
+    listen: str = Field(default="127.0.0.1:8443", pattern=r"^(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+):[0-9]{1,5}$")
+    workers: int = Field(default=1, ge=1, le=64)
+    connections_max: int = Field(default=4000, ge=10)
+    connections_per_address_max: int = Field(default=0, ge=0, description="0: no limit; a factory sits behind one")
+    head_max_bytes: int = Field(default=16_384, ge=1024, le=1_048_576)
+    body_max_bytes: int = Field(default=65_536, ge=16_384, le=1_048_576)
+    handshake_deadline: Duration = timedelta(seconds=10)
+    head_deadline: Duration = timedelta(seconds=10)
+    body_deadline: Duration = timedelta(seconds=15)
+    idle_deadline: Duration = timedelta(seconds=60)
+    graceful_deadline: Duration = timedelta(seconds=15)
+
+
+class TlsSection(_Section):
+    """`[tls]`: what the server shows its clients."""
+
+    certificate: Path = Path("tls.pem")
+    key: Path = Path("private/tls.key")
+
+
+class CaSection(_Section):
+    """`[ca]`: the issuing CA; the root's key is never opened by the server."""
+
+    name: str = Field(pattern=r"^[a-z0-9]([a-z0-9_-]{0,62}[a-z0-9])?$", description="topic level of the CA's events")
+    root: Path = Path("root.pem")
+    certificate: Path = Path("issuing.pem")
+    key: Path = Path("private/issuing.key")
+    passphrase_file: Path | None = None
+
+
+class LabelSection(_Section):
+    """`[labels.NAME]`: one path segment, one profile (RFC 7030 §3.2.2)."""
+
+    profile: str
+    channel_binding: Literal["if-present", "required"] = "if-present"
+
+
+class StorageSection(_Section):
+    """`[storage]`: the inventory; a file name or a SQLAlchemy URL."""
+
+    url: str = "estserver.db"
+
+
+class MqttSection(_Section):
+    """`[mqtt]`: where certificates are announced; without a broker nothing is."""
+
+    broker: str = Field(default="", pattern=r"^(mqtts://[^/\s]+:[0-9]{1,5})?$")
+    domain: str = Field(default="est", pattern=r"^[a-z0-9][a-z0-9_-]{0,31}$")
+    name: str = Field(default="estserver", pattern=r"^[a-z0-9]([a-z0-9._-]{0,62}[a-z0-9])?$")
+    certificate: Path = Path("mqtt/cert.pem")
+    key: Path = Path("mqtt/key.pem")
+    trust: Path = Path("root.pem")
+
+
+class Settings(_Section):
+    """Everything an operator can decide about one server.
+
+    Attributes:
+        home: the directory that paths are relative to; not part of the file.
+        realm: shown in the HTTP challenge.
+        default_label: what answers when a path carries no label.
+        labels: by name; the default label's name is not served as a path segment unless it is listed too.
+        implicit_trust: whether manufacturers' IDevIDs may bootstrap (RFC 7030 §3.3.2).
+    """
+
+    home: Path
+    realm: str = Field(default="Estline", pattern=r'^[^"\\\r\n]{1,64}$')
+    implicit_trust: bool = True
+    default_label: LabelSection = LabelSection(profile="device")
+    labels: dict[str, LabelSection] = Field(default_factory=dict)
+    server: ServerSection = ServerSection()
+    tls: TlsSection = TlsSection()
+    ca: CaSection
+    storage: StorageSection = StorageSection()
+    mqtt: MqttSection = MqttSection()
+
+    @model_validator(mode="after")
+    def _labels_are_not_operations(self) -> Settings:
+        problems = [name for name in self.labels if name in RESERVED_LABELS]
+        problems += [name for name in self.labels if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._~-]{0,63}", name)]
+        if problems:
+            raise ValueError(f"labels must be one path segment and no operation name: {', '.join(problems)}")
+        return self
+
+    def path(self, relative: Path) -> Path:
+        """Resolve a path of the file against the home directory."""
+        return self.home / relative
+
+    def label(self, name: str) -> LabelSection | None:
+        """Return the label's section; the empty name is the default label; None when there is none."""
+        return self.default_label if name == "" else self.labels.get(name)
+
+
+def load_settings(home: Path) -> Settings:
+    """Read `estserver.toml` in `home`.
+
+    Raises:
+        ConfigError: the file is missing, unreadable, not TOML, or holds anything that is not understood.
+    """
+    path = home / CONFIG_NAME
+    try:
+        values = tomllib.loads(path.read_bytes().decode())
+    except FileNotFoundError:
+        raise ConfigError(f"{path} does not exist", advice=f"make a PKI home with: estserver init {home}") from None
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not TOML: {error}") from None
+    try:
+        return Settings.model_validate({**values, "home": home})
+    except ValidationError as error:
+        raise ConfigError(*explain_validation(path, error), advice="mend the file and run the command again") from None
+
+
+def explain_validation(path: Path, error: ValidationError) -> list[str]:
+    """Return one line for every problem pydantic found: file, key, what is wrong."""
+    return [
+        f"{path}: {'.'.join(map(str, item['loc'])) or 'file'}: {item['msg'].removeprefix('Value error, ')}"
+        for item in error.errors(include_url=False, include_context=False, include_input=False)
+    ]
