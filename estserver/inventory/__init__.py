@@ -1,0 +1,346 @@
+"""The inventory: what was asked, issued, revoked and refused; who may ask; what is still to be told.
+
+Rules:
+- The only SQL of the server is in here, and nothing of it is visible outside.
+- A certificate leaves the server only after `record` returned it.
+- Audit and outbox rows are written in the transaction of what they tell.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Self
+
+from estserver.errors import EstError
+from estserver.inventory import audit, counters, issuance, outbox, queries, registry, revocation
+from estserver.inventory.audit import AuditReport
+from estserver.inventory.database import Database, open_database
+from estserver.inventory.issuance import Leftover, fingerprint
+from estserver.inventory.outbox import OutboxRow
+from estserver.inventory.queries import Status
+from estserver.inventory.revocation import REASONS, Announce
+from estserver.inventory.transaction import Transaction
+from estserver.model import (
+    AnchorRecord,
+    AuditRow,
+    CertificateRecord,
+    CredentialRecord,
+    Der,
+    DeviceId,
+    Event,
+    GeneralName,
+    Grant,
+    Issued,
+    NameAttribute,
+    Refusal,
+    Reservation,
+    Serial,
+    SpkiHash,
+    StationRecord,
+)
+
+__all__ = ["REASONS", "AuditReport", "Inventory", "Leftover", "OutboxRow", "Status", "fingerprint"]
+
+
+class Inventory:
+    """One server's view of the inventory; make it with `Inventory.open`, once in each process.
+
+    Every method is one transaction and may raise `StorageUnavailable`; then nothing was changed, as far as is known,
+    and the same call, or the same request, finds out.
+    """
+
+    def __init__(self, database: Database, server_id: str) -> None:
+        self._database = database
+        self._server_id = server_id
+
+    @classmethod
+    def open(
+        cls,
+        url_or_path: str | Path,
+        *,
+        server_id: str = "estserver",
+        migrate: bool = True,
+        create: bool = False,
+        busy_seconds: float = 5.0,
+    ) -> Self:
+        """Open the inventory; `create` makes the file (0600) when there is none, as `estserver init` does.
+
+        Raises:
+            ConfigError: missing, damaged, not an inventory, or newer than this program.
+        """
+        database = open_database(url_or_path, create=create, migrate=migrate, busy_seconds=busy_seconds)
+        return cls(database, server_id)
+
+    def close(self) -> None:
+        """Close the connections of this process."""
+        self._database.close()
+
+    @contextmanager
+    def _write(self, now: datetime, *, durable: bool) -> Iterator[Transaction]:
+        with self._database.write(durable=durable) as connection:
+            yield Transaction(connection, self._server_id, now)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # --- one enrolment ----------------------------------------------------------------------------------------------
+
+    def reserve(self, grant: Grant, serial: Serial, now: datetime) -> Reservation | Issued:
+        """Write `serial` down for a grant before anything is signed, or return what already answers this request.
+
+        Raises:
+            KeyReused: the key belongs to another device, or was certified before.
+            BadCredentials: the credential was removed, has expired, or was spent on other requests.
+            InternalError: the serial was used before.
+        """
+        with self._write(now, durable=False) as tx:
+            return issuance.reserve(tx, grant, serial)
+
+    def record(self, reservation: Reservation, certificate: Der, events: Sequence[Event], now: datetime) -> Issued:
+        """Write a signed certificate down, durably, with its CSR, audit row and announcements.
+
+        Returns:
+            what may be sent: this certificate, or, `repeated`, the one that another process recorded for the same
+            request meanwhile; then this reservation is void and `events` are not sent.
+
+        Raises:
+            KeyReused: the key was certified meanwhile by a different request; the reservation is void.
+            NotAuthorized: the predecessor was revoked meanwhile; the reservation is void.
+            StorageUnavailable: also when the reservation was withdrawn meanwhile.
+            InternalError: the reservation was used before, or never made.
+        """
+        with self._write(now, durable=True) as tx:
+            result = issuance.record(tx, reservation, certificate, events)
+        if isinstance(result, EstError):
+            raise result
+        return result
+
+    def void(self, reservation: Reservation, reason: str, now: datetime) -> None:
+        """Give a reservation up, because signing failed; its serial is never used."""
+        with self._write(now, durable=False) as tx:
+            issuance.void(tx, reservation, reason)
+
+    def leftovers_void(self, now: datetime) -> list[Leftover]:
+        """Give up what an earlier run of this server reserved and never recorded; for its start, before any worker."""
+        with self._write(now, durable=True) as tx:
+            return issuance.void_leftovers(tx)
+
+    def refuse(self, refusal: Refusal, now: datetime, events: Sequence[Event] = ()) -> None:
+        """Write a refusal down."""
+        detail = {
+            "reasons": refusal.reasons,
+            "device": refusal.device,
+            "operation": refusal.operation,
+            "label": refusal.label,
+            "spki_sha256": refusal.spki_sha256,
+            "peer_address": refusal.peer_address,
+        }
+        with self._write(now, durable=False) as tx:
+            counters.add(tx, "refused")
+            fact = audit.Fact(refusal.requester, "refuse", refusal.code, detail)
+            audit.append(tx, fact)
+            outbox.add(tx, events)
+
+    # --- revocation -------------------------------------------------------------------------------------------------
+
+    def revoke(
+        self,
+        serial: Serial,
+        reason: str,
+        actor: str,
+        now: datetime,
+        announce: Announce = revocation.nothing,
+    ) -> CertificateRecord:
+        """Revoke a certificate; `announce` makes its events. One revoked before keeps its date and reason.
+
+        Raises:
+            NotFound: no such certificate.
+        """
+        with self._write(now, durable=True) as tx:
+            return revocation.revoke(tx, serial, reason, actor, announce)
+
+    def revoke_device(
+        self,
+        device: DeviceId,
+        reason: str,
+        actor: str,
+        now: datetime,
+        announce: Announce = revocation.nothing,
+    ) -> list[CertificateRecord]:
+        """Revoke all that is in force for a device, and withdraw what is being issued for it.
+
+        Raises:
+            NotFound: the device has no certificate.
+        """
+        with self._write(now, durable=True) as tx:
+            return revocation.revoke_device(tx, device, reason, actor, announce)
+
+    # --- look-ups ---------------------------------------------------------------------------------------------------
+
+    def certificate(self, sha256_hex: str) -> CertificateRecord | None:
+        """Find a certificate by the SHA-256 of its octets: how a peer's certificate is recognised."""
+        with self._database.read() as connection:
+            return queries.by_sha256(connection, sha256_hex)
+
+    def by_serial(self, serial: Serial) -> CertificateRecord | None:
+        """Find a certificate by its serial."""
+        with self._database.read() as connection:
+            return queries.by_serial(connection, serial)
+
+    def csr(self, serial: Serial) -> Der | None:
+        """Return the octets of the request that a certificate answered."""
+        with self._database.read() as connection:
+            return queries.csr(connection, serial)
+
+    def current(self, device: DeviceId, profile: str) -> CertificateRecord | None:
+        """Find the certificate of a device and profile that no other supersedes; it may be revoked or expired."""
+        with self._database.read() as connection:
+            return queries.current(connection, device, profile)
+
+    def current_by_names(
+        self, subject: tuple[NameAttribute, ...], san: Iterable[GeneralName], device: DeviceId
+    ) -> CertificateRecord | None:
+        """Find the newest unsuperseded certificate of a device with exactly these names (RFC 7030 §4.2.2)."""
+        with self._database.read() as connection:
+            return queries.current_by_names(connection, subject, san, device)
+
+    def key_device(self, spki_sha256: SpkiHash) -> DeviceId | None:
+        """Return the device a key belongs to, whether or not a certificate came of it."""
+        with self._database.read() as connection:
+            return queries.key_device(connection, spki_sha256)
+
+    def list_certificates(
+        self,
+        *,
+        device: DeviceId | None = None,
+        profile: str | None = None,
+        status: Status | None = None,
+        expiring_before: datetime | None = None,
+        after: Serial | None = None,
+        limit: int = 100,
+    ) -> list[CertificateRecord]:
+        """Return the next page: in order of issue, or of expiry with `expiring_before`.
+
+        Raises:
+            NotFound: `after` is not the serial of a certificate.
+        """
+        with self._database.read() as connection:
+            return queries.page(
+                connection,
+                device=device,
+                profile=profile,
+                status=status,
+                expiring_before=expiring_before,
+                after=after,
+                limit=limit,
+            )
+
+    def counters(self) -> dict[str, int]:
+        """Return how many were issued, repeated, refused, revoked, voided, and how deep the outbox is."""
+        with self._database.read() as connection:
+            return counters.read(connection)
+
+    # --- who may ask ------------------------------------------------------------------------------------------------
+
+    def authenticable(self, name: str, now: datetime) -> CredentialRecord | None:
+        """Find a credential that may authenticate; a spent one does for 24 h, so that its own request can be retried.
+
+        `reserve` refuses it (`BadCredentials`) for any other request.
+        """
+        with self._database.read() as connection:
+            return registry.authenticable(connection, name, now)
+
+    def credential(self, name: str) -> CredentialRecord | None:
+        """Find a credential, whatever its state."""
+        with self._database.read() as connection:
+            return registry.credential_named(connection, name)
+
+    def credentials(self) -> list[CredentialRecord]:
+        """Return every credential, by name."""
+        with self._database.read() as connection:
+            return registry.credentials(connection)
+
+    def credential_add(self, record: CredentialRecord, actor: str) -> None:
+        """Write a new credential down; StateError when the name is taken."""
+        with self._write(record.created_at, durable=True) as tx:
+            registry.credential_add(tx, record, actor)
+
+    def credential_remove(self, name: str, actor: str, now: datetime) -> None:
+        """Forget a credential; NotFound when there is none."""
+        with self._write(now, durable=True) as tx:
+            registry.credential_remove(tx, name, actor)
+
+    def station(self, name: str) -> StationRecord | None:
+        """Find a station."""
+        with self._database.read() as connection:
+            return registry.station_named(connection, name)
+
+    def stations(self) -> list[StationRecord]:
+        """Return every station, by name."""
+        with self._database.read() as connection:
+            return registry.stations(connection)
+
+    def station_add(self, record: StationRecord, actor: str) -> None:
+        """Write a new station down; StateError when the name is taken."""
+        with self._write(record.created_at, durable=True) as tx:
+            registry.station_add(tx, record, actor)
+
+    def station_remove(self, name: str, actor: str, now: datetime) -> None:
+        """Forget a station; NotFound when there is none."""
+        with self._write(now, durable=True) as tx:
+            registry.station_remove(tx, name, actor)
+
+    def anchors(self) -> list[AnchorRecord]:
+        """Return every manufacturer's CA that is trusted, by name."""
+        with self._database.read() as connection:
+            return registry.anchors(connection)
+
+    def anchor_add(self, record: AnchorRecord, actor: str) -> None:
+        """Trust a manufacturer's CA; StateError when the name is taken."""
+        digest = hashlib.sha256(record.certificate).hexdigest()
+        with self._write(record.created_at, durable=True) as tx:
+            registry.anchor_add(tx, record, actor, digest)
+
+    def anchor_remove(self, name: str, actor: str, now: datetime) -> None:
+        """Trust a manufacturer's CA no more; NotFound when there is none."""
+        with self._write(now, durable=True) as tx:
+            registry.anchor_remove(tx, name, actor)
+
+    # --- what is told -----------------------------------------------------------------------------------------------
+
+    def audit_verify(self) -> AuditReport:
+        """Walk this server's whole audit chain."""
+        with self._database.snapshot() as connection:
+            return audit.verify(connection, self._server_id)
+
+    def audit_rows(self, *, after: int = 0) -> Iterator[AuditRow]:
+        """Read this server's audit rows in order, a batch at a time."""
+        with self._database.read() as connection:
+            yield from audit.rows(connection, self._server_id, after=after)
+
+    def outbox_pending(self, limit: int) -> list[OutboxRow]:
+        """Return the oldest announcements that are still owed."""
+        with self._database.read() as connection:
+            return outbox.pending(connection, self._server_id, limit)
+
+    def outbox_done(self, event_ids: Iterable[str], now: datetime) -> None:
+        """Note that these arrived."""
+        with self._write(now, durable=False) as tx:
+            outbox.done(tx, event_ids)
+
+    def outbox_failed(self, event_id: str, reason: str) -> None:
+        """Note why one could not be sent; it stays owed."""
+        with self._database.write(durable=False) as connection:
+            outbox.failed(connection, event_id, reason)
+
+    def outbox_prune(self, before: datetime) -> int:
+        """Forget a batch of announcements that arrived before a time; return how many."""
+        with self._database.write(durable=False) as connection:
+            return outbox.prune(connection, before)

@@ -1,0 +1,137 @@
+"""The audit chain: every row's hash covers the row and the hash before it.
+
+Rules:
+- A row is written in the transaction of what it tells, never after it.
+- hash = SHA-256(previous hash, 32 octets ‖ canonical JSON of server_id, seq, at, actor, action, outcome, detail).
+- The head is kept apart, so that rows missing at the end are seen too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import Connection, bindparam, insert, select, update
+
+from estserver.inventory.schema import audit, audit_head, canonical_json
+from estserver.inventory.transaction import Transaction
+from estserver.model import AuditRow
+
+GENESIS = "0" * 64
+"""What stands before the first row."""
+
+_TEXT_MAX = 500
+_BATCH = 500
+
+_HEAD = select(audit_head.c.seq, audit_head.c.hash).where(audit_head.c.server_id == bindparam("server"))
+_ADVANCE = update(audit_head).where(audit_head.c.server_id == bindparam("server"))
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """What happened, before it has a place in the chain.
+
+    Attributes:
+        actor: who made it happen: `kind:name` of a requester, or `operator:name`.
+        action: `issue`, `repeat`, `refuse`, `revoke`, `void`, `credential-add`, …
+        outcome: `ok`, or the stable code of the refusal.
+    """
+
+    actor: str
+    action: str
+    outcome: str
+    detail: Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class AuditReport:
+    """What walking the whole chain found.
+
+    Attributes:
+        first_bad: sequence number of the first row that does not fit; None when all do.
+        head: hash of the last row; note it down elsewhere, and nobody can rewrite what came before it unseen.
+    """
+
+    ok: bool
+    rows: int
+    head: str
+    first_bad: int | None = None
+    reason: str = ""
+
+
+def append(tx: Transaction, fact: Fact) -> None:
+    """Add one row at the end of this server's chain."""
+    head = tx.connection.execute(_HEAD.with_for_update(), {"server": tx.server_id}).one_or_none()
+    seq, previous = (1, GENESIS) if head is None else (head.seq + 1, head.hash)
+    row = {
+        "server_id": tx.server_id,
+        "seq": seq,
+        "at": tx.now.replace(microsecond=0),
+        "actor": fact.actor[:_TEXT_MAX],
+        "action": fact.action,
+        "outcome": fact.outcome,
+        "detail": {name: _bounded(value) for name, value in fact.detail.items()},
+    }
+    digest = _link(previous, row)
+    tx.connection.execute(insert(audit), {**row, "previous_hash": previous, "hash": digest})
+    if head is None:
+        tx.connection.execute(insert(audit_head), {"server_id": tx.server_id, "seq": seq, "hash": digest})
+    else:
+        tx.connection.execute(_ADVANCE, {"server": tx.server_id, "seq": seq, "hash": digest})
+
+
+def rows(connection: Connection, server_id: str, *, after: int = 0) -> Iterator[AuditRow]:
+    """Read the chain in order, a batch at a time."""
+    query = select(audit).where(audit.c.server_id == server_id, audit.c.seq > after).order_by(audit.c.seq)
+    for row in connection.execution_options(yield_per=_BATCH).execute(query):
+        yield AuditRow(row.seq, row.at, row.actor, row.action, row.outcome, row.detail, row.previous_hash, row.hash)
+
+
+def verify(connection: Connection, server_id: str) -> AuditReport:
+    """Walk the chain from its first row to the head that was noted; needs one snapshot."""
+    seq, previous = 0, GENESIS
+    for row in rows(connection, server_id):
+        seq += 1
+        reason = _break(row, seq, previous, server_id)
+        if reason:
+            return AuditReport(ok=False, rows=seq, head=previous, first_bad=seq, reason=reason)
+        previous = row.hash
+    head = connection.execute(_HEAD, {"server": server_id}).one_or_none()
+    if (seq, previous) != ((0, GENESIS) if head is None else (head.seq, head.hash)):
+        return AuditReport(ok=False, rows=seq, head=previous, first_bad=seq + 1, reason="rows are missing at the end")
+    return AuditReport(ok=True, rows=seq, head=previous)
+
+
+def _break(row: AuditRow, seq: int, previous: str, server_id: str) -> str:
+    if row.seq != seq:
+        return f"row {seq} is missing"
+    if row.previous_hash != previous:
+        return f"row {seq} does not follow the row before it"
+    values = {
+        "server_id": server_id,
+        "seq": row.seq,
+        "at": row.at,
+        "actor": row.actor,
+        "action": row.action,
+        "outcome": row.outcome,
+        "detail": row.detail,
+    }
+    return "" if _link(previous, values) == row.hash else f"row {seq} was changed after it was written"
+
+
+def _link(previous: str, values: Mapping[str, object]) -> str:
+    at = values["at"]
+    assert isinstance(at, datetime)
+    body = canonical_json({**values, "at": int(at.timestamp())})
+    return hashlib.sha256(bytes.fromhex(previous) + body.encode()).hexdigest()
+
+
+def _bounded(value: object) -> object:
+    """Cut what a stranger could make long."""
+    if isinstance(value, str):
+        return value[:_TEXT_MAX]
+    if isinstance(value, (list, tuple)):
+        return [_bounded(item) for item in value[:50]]
+    return value

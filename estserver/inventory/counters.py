@@ -1,0 +1,34 @@
+"""Numbers that are kept instead of counted, each changed in the transaction that makes it true."""
+
+from __future__ import annotations
+
+from sqlalchemy import Connection, bindparam, func, insert, select, update
+
+from estserver.inventory.schema import counter
+from estserver.inventory.transaction import Transaction
+
+_ADD = (
+    update(counter)
+    .where(counter.c.server_id == bindparam("server"), counter.c.name == bindparam("counter"))
+    .values(value=counter.c.value + bindparam("amount"))
+    .returning(counter.c.value)
+)
+PUBLIC = ("issued", "repeated", "refused", "revoked", "voided", "outbox_depth")
+"""What `read` tells, zero when it never happened."""
+
+
+def add(tx: Transaction, name: str, amount: int = 1) -> int:
+    """Add to a counter of this server and return its new value."""
+    values = {"server": tx.server_id, "counter": name, "amount": amount}
+    value: int | None = tx.connection.execute(_ADD, values).scalar()
+    if value is None:
+        tx.connection.execute(insert(counter), {"server_id": tx.server_id, "name": name, "value": amount})
+        return amount
+    return value
+
+
+def read(connection: Connection) -> dict[str, int]:
+    """Return the public counters, summed over all servers."""
+    query = select(counter.c.name, func.sum(counter.c.value)).group_by(counter.c.name)
+    found = {name: int(value) for name, value in connection.execute(query)}
+    return {name: found.get(name, 0) for name in PUBLIC}

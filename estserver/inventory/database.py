@@ -1,0 +1,257 @@
+"""One database: connections, transactions, migration, and what its errors mean to us.
+
+Rules:
+- Every write transaction begins IMMEDIATE: a deferred one lets two processes read the same audit head.
+- `durable` transactions are synced before `write` returns (SQLite synchronous=FULL); the others survive a killed
+  process but may be lost, whole, with the power.
+- Nothing of SQLAlchemy's or the driver's escapes: busy, full, read-only and unreachable are `StorageUnavailable`.
+- A connection never crosses a fork.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import NoReturn
+
+from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, make_url, text
+from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, NoSuchModuleError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.pool import ConnectionPoolEntry
+
+from estserver.errors import ConfigError, InternalError, StorageUnavailable
+from estserver.inventory.schema import SCHEMA_VERSIONS
+
+_UNAVAILABLE = {
+    sqlite3.SQLITE_BUSY: ("the inventory is locked by another process", 2),
+    sqlite3.SQLITE_LOCKED: ("the inventory is locked", 2),
+    sqlite3.SQLITE_NOMEM: ("there is no memory left for the inventory", 30),
+    sqlite3.SQLITE_READONLY: ("the inventory cannot be written: read-only", 60),
+    sqlite3.SQLITE_IOERR: ("the inventory's disk failed", 60),
+    sqlite3.SQLITE_FULL: ("the inventory's disk is full", 60),
+    sqlite3.SQLITE_CANTOPEN: ("the inventory cannot be opened", 60),
+    sqlite3.SQLITE_PERM: ("the inventory cannot be opened: permission denied", 60),
+    sqlite3.SQLITE_AUTH: ("the inventory cannot be opened: permission denied", 60),
+    sqlite3.SQLITE_CORRUPT: ("the inventory is damaged: restore it from a backup", 3600),
+    sqlite3.SQLITE_NOTADB: ("the inventory is damaged: restore it from a backup", 3600),
+}
+"""Primary result code of SQLite → what happened, and the seconds after which asking again makes sense."""
+
+_DAMAGED = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
+
+
+class _Process:
+    """The connections of one process: a durable engine, a quick one, and the turn of its writers."""
+
+    def __init__(self, url: URL, busy_seconds: float) -> None:
+        self.pid = os.getpid()
+        self.durable = _engine(url, "FULL", busy_seconds)
+        self.quick = _engine(url, "NORMAL", busy_seconds)
+        # SQLite's own busy handler polls and is unfair; between threads a lock is neither
+        self.turn = threading.Lock()
+
+
+class Database:
+    """An inventory database that has the schema this code works with.
+
+    Args:
+        url: where it is; a SQLite URL names a file.
+        busy_seconds: how long a writer waits for another process before it gives up.
+    """
+
+    def __init__(self, url: URL, *, busy_seconds: float) -> None:
+        self._url = url
+        self._busy_seconds = busy_seconds
+        self._process = _Process(url, busy_seconds)
+        self._left_behind: list[_Process] = []
+
+    @property
+    def is_sqlite(self) -> bool:
+        """Return whether this is a file of our own."""
+        return self._url.get_backend_name() == "sqlite"
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        """Read; each statement sees one consistent state, and no writer waits for it."""
+        with _translated(), self._mine().quick.connect() as connection:
+            yield connection
+
+    @contextmanager
+    def snapshot(self) -> Iterator[Connection]:
+        """Read several statements from one state."""
+        with self.read() as connection:
+            if self.is_sqlite:
+                connection.exec_driver_sql("BEGIN")
+            yield connection
+
+    @contextmanager
+    def write(self, *, durable: bool) -> Iterator[Connection]:
+        """Write in one transaction, committed when the block ends and rolled back when it raises.
+
+        Raises:
+            StorageUnavailable: it could not be begun or committed; nothing was written, as far as is known.
+        """
+        mine = self._mine()
+        engine = mine.durable if durable else mine.quick
+        with mine.turn, _translated(), engine.connect() as connection:
+            if self.is_sqlite:
+                connection.exec_driver_sql("BEGIN IMMEDIATE")
+            yield connection
+            connection.commit()
+
+    def close(self) -> None:
+        """Close every connection of this process."""
+        self._process.durable.dispose()
+        self._process.quick.dispose()
+
+    def _mine(self) -> _Process:
+        if self._process.pid != os.getpid():
+            # kept, not closed: closing a SQLite handle of the parent's would drop the parent's file locks
+            self._left_behind.append(self._process)
+            self._process = _Process(self._url, self._busy_seconds)
+        return self._process
+
+
+def open_database(where: str | Path, *, create: bool, migrate: bool, busy_seconds: float) -> Database:
+    """Open a database and bring its schema to the newest version.
+
+    Raises:
+        ConfigError: there is none, it is damaged, not an inventory, or newer than this program.
+        StorageUnavailable: it is there but cannot be used now.
+    """
+    url = _url_of(where)
+    if url.get_backend_name() == "sqlite":
+        _require_file(Path(url.database or ""), create=create)
+    database = Database(url, busy_seconds=busy_seconds)
+    try:
+        _bring_up_to_date(database, create=create, migrate=migrate)
+    except BaseException:
+        database.close()
+        raise
+    return database
+
+
+def _url_of(where: str | Path) -> URL:
+    if "://" not in str(where):
+        return URL.create("sqlite", database=str(where))
+    try:
+        url = make_url(str(where))
+        url.get_dialect()
+    except (ArgumentError, NoSuchModuleError, ImportError):
+        raise ConfigError(
+            "the inventory's URL cannot be used", advice="name a file, or a URL such as postgresql+psycopg://…"
+        ) from None
+    return url
+
+
+def _require_file(path: Path, *, create: bool) -> None:
+    """Make the file private before SQLite writes to it; its journal files take the same mode."""
+    if str(path) in {"", ".", ":memory:"}:
+        raise ConfigError("the inventory must be a file")
+    try:
+        if create and not path.exists():
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+        elif not path.is_file():
+            raise ConfigError(
+                f"{path} does not exist",
+                advice="restore the inventory from a backup, or make a new PKI home with: estserver init",
+            )
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be made: {error.strerror}") from None
+
+
+def _bring_up_to_date(database: Database, *, create: bool, migrate: bool) -> None:
+    try:
+        with database.read() as connection:
+            version = _version(connection, database)
+        if version == SCHEMA_VERSIONS[-1]:
+            return
+        if version is None and not create:
+            raise ConfigError(f"{database} holds no inventory", advice="restore it from a backup")
+        if not migrate:
+            raise ConfigError(f"{database} has schema {version}, this program needs {SCHEMA_VERSIONS[-1]}")
+        with database.write(durable=True) as connection:
+            _upgrade(connection)
+    except StorageUnavailable as error:
+        if error.code == "storage-damaged":
+            raise ConfigError(
+                f"{database} is damaged or is not a database", advice="restore it from a backup"
+            ) from None
+        raise
+
+
+def _version(connection: Connection, database: Database) -> str | None:
+    """Return the schema's revision, None for an empty database."""
+    tables = set(inspect(connection).get_table_names())
+    if not tables:
+        return None
+    if "alembic_version" not in tables:
+        raise ConfigError(f"{database} is not an inventory", advice="see [storage] in estserver.toml")
+    version: str | None = connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
+    if version not in SCHEMA_VERSIONS:
+        raise ConfigError(
+            f"{database} was written by a newer version of estserver (schema {version})",
+            advice="install that version, or restore a backup made before the upgrade",
+        )
+    return version
+
+
+def _upgrade(connection: Connection) -> None:
+    from alembic import command  # noqa: PLC0415 - slow to import, and needed once in a database's life
+    from alembic.config import Config  # noqa: PLC0415
+
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")
+
+
+def _engine(url: URL, synchronous: str, busy_seconds: float) -> Engine:
+    if url.get_backend_name() != "sqlite":
+        return create_engine(url, hide_parameters=True)
+    engine = create_engine(
+        url,
+        hide_parameters=True,
+        # no implicit BEGIN by the driver: `write` says which one
+        connect_args={"timeout": busy_seconds, "isolation_level": None, "check_same_thread": False},
+    )
+    event.listen(engine, "connect", _pragmas(synchronous))
+    return engine
+
+
+def _pragmas(synchronous: str) -> Callable[[sqlite3.Connection, ConnectionPoolEntry], None]:
+    def on_connect(connection: sqlite3.Connection, _entry: ConnectionPoolEntry) -> None:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute(f"PRAGMA synchronous = {synchronous}")
+        connection.execute("PRAGMA foreign_keys = ON")
+
+    return on_connect
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
+    except DBAPIError as error:
+        _raise_ours(error)
+    except PoolTimeout:
+        raise StorageUnavailable("the inventory is busy", retry_after=timedelta(seconds=2)) from None
+
+
+def _raise_ours(error: DBAPIError) -> NoReturn:
+    code = getattr(error.orig, "sqlite_errorcode", None)
+    primary = None if code is None else code & 0xFF
+    if primary in _UNAVAILABLE:
+        reason, seconds = _UNAVAILABLE[primary]
+        damaged = "storage-damaged" if primary in _DAMAGED else None
+        raise StorageUnavailable(reason, code=damaged, retry_after=timedelta(seconds=seconds)) from error
+    if primary is None and isinstance(error, OperationalError):
+        raise StorageUnavailable("the inventory cannot be reached", retry_after=timedelta(seconds=5)) from error
+    if isinstance(error, IntegrityError):
+        raise InternalError("the inventory refused a row that would break its rules") from error
+    raise InternalError("the inventory refused a statement of ours") from error

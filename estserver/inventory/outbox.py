@@ -1,0 +1,111 @@
+"""Announcements that are owed: written with what they announce, sent later, at least once.
+
+Rules:
+- A row is written in the transaction of what it tells; its event id and sequence number never change after.
+- Sequence numbers of one server have no gaps: a subscriber that misses one knows it.
+- A row that was sent is kept until it is pruned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import Connection, bindparam, delete, insert, select, update
+
+from estserver.inventory import counters
+from estserver.inventory.schema import outbox
+from estserver.inventory.transaction import Transaction
+from estserver.model import Event
+
+_PRUNE_BATCH = 1000
+_ERROR_MAX = 500
+
+
+@dataclass(frozen=True, slots=True)
+class OutboxRow:
+    """One announcement that is still owed.
+
+    Attributes:
+        sequence: position among all events of this server, from 1.
+        attempts: how often sending it failed, last for the reason `last_error`.
+    """
+
+    sequence: int
+    event: Event
+    attempts: int
+    last_error: str | None
+
+
+def add(tx: Transaction, events: Sequence[Event]) -> None:
+    """Owe these announcements."""
+    if not events:
+        return
+    last = counters.add(tx, "outbox_sequence", len(events))
+    counters.add(tx, "outbox_depth", len(events))
+    first = last - len(events) + 1
+    tx.connection.execute(
+        insert(outbox),
+        [
+            {
+                "server_id": tx.server_id,
+                "event_id": event.id,
+                "sequence": sequence,
+                "type": event.type,
+                "subject": event.subject,
+                "topic": event.topic,
+                "retain": event.retain,
+                "at": event.at,
+                "data": dict(event.data),
+                "attempts": 0,
+            }
+            for sequence, event in enumerate(events, first)
+        ],
+    )
+
+
+def pending(connection: Connection, server_id: str, limit: int) -> list[OutboxRow]:
+    """Return the oldest announcements that are owed, in order."""
+    query = (
+        select(outbox)
+        .where(outbox.c.server_id == server_id, outbox.c.done_at.is_(None))
+        .order_by(outbox.c.id)
+        .limit(limit)
+    )
+    return [
+        OutboxRow(
+            row.sequence,
+            Event(row.event_id, row.type, row.subject, row.topic, row.retain, row.at, row.data),
+            row.attempts,
+            row.last_error,
+        )
+        for row in connection.execute(query)
+    ]
+
+
+def done(tx: Transaction, event_ids: Iterable[str]) -> None:
+    """Note that these were received by the broker; saying it twice changes nothing."""
+    query = (
+        update(outbox)
+        .where(outbox.c.event_id == bindparam("sent"), outbox.c.done_at.is_(None))
+        .values(done_at=bindparam("now", type_=outbox.c.done_at.type))
+    )
+    marked = sum(tx.connection.execute(query, {"sent": event_id, "now": tx.now}).rowcount for event_id in event_ids)
+    if marked:
+        counters.add(tx, "outbox_depth", -marked)
+
+
+def failed(connection: Connection, event_id: str, reason: str) -> None:
+    """Note why an announcement could not be sent; it stays owed."""
+    connection.execute(
+        update(outbox)
+        .where(outbox.c.event_id == event_id)
+        .values(attempts=outbox.c.attempts + 1, last_error=reason[:_ERROR_MAX])
+    )
+
+
+def prune(connection: Connection, before: datetime) -> int:
+    """Forget a batch of announcements that were sent before a time; return how many."""
+    old = select(outbox.c.id).where(outbox.c.done_at < before).limit(_PRUNE_BATCH)
+    return connection.execute(delete(outbox).where(outbox.c.id.in_(old.scalar_subquery()))).rowcount
