@@ -23,6 +23,7 @@ from estserver.inventory.issuance import Leftover, fingerprint
 from estserver.inventory.outbox import OutboxRow
 from estserver.inventory.queries import Status
 from estserver.inventory.revocation import REASONS, Announce
+from estserver.inventory.schema import canonical_json
 from estserver.inventory.transaction import Transaction
 from estserver.model import (
     AnchorRecord,
@@ -324,6 +325,12 @@ class Inventory:
         """Read this server's audit rows in order, a batch at a time."""
         with self._database.read() as connection:
             yield from audit.rows(connection, self._server_id, after=after)
+
+    def audit_lines(self) -> Iterator[str]:
+        """Read this server's audit chain as JSON lines from which anybody can compute the hashes again."""
+        for row in self.audit_rows():
+            links = {"previous_hash": row.previous_hash, "hash": row.hash}
+            yield canonical_json({**audit.signed_values(row, self._server_id), **links})
 
     def outbox_pending(self, limit: int) -> list[OutboxRow]:
         """Return the oldest announcements that are still owed."""

@@ -2,7 +2,8 @@
 
 Rules:
 - A row is written in the transaction of what it tells, never after it.
-- hash = SHA-256(previous hash, 32 octets ‖ canonical JSON of server_id, seq, at, actor, action, outcome, detail).
+- hash = SHA-256(previous hash, 32 octets ‖ canonical JSON of server_id, seq, at, actor, action, outcome, detail), where
+  canonical JSON has sorted keys, no white space and only ASCII, and `at` is `YYYY-MM-DDThh:mm:ssZ`.
 - The head is kept apart, so that rows missing at the end are seen too.
 """
 
@@ -11,7 +12,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from datetime import datetime
 
 from sqlalchemy import Connection, bindparam, insert, select, update
 
@@ -26,7 +26,14 @@ _TEXT_MAX = 500
 _BATCH = 500
 
 _HEAD = select(audit_head.c.seq, audit_head.c.hash).where(audit_head.c.server_id == bindparam("server"))
-_ADVANCE = update(audit_head).where(audit_head.c.server_id == bindparam("server"))
+_LOCKED_HEAD = _HEAD.with_for_update()
+_ADVANCE = (
+    update(audit_head)
+    .where(audit_head.c.server_id == bindparam("server"))
+    .values(seq=bindparam("seq"), hash=bindparam("hash"))
+)
+_BEGIN = insert(audit_head)
+_INSERT = insert(audit)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,23 +70,25 @@ class AuditReport:
 
 def append(tx: Transaction, fact: Fact) -> None:
     """Add one row at the end of this server's chain."""
-    head = tx.connection.execute(_HEAD.with_for_update(), {"server": tx.server_id}).one_or_none()
-    seq, previous = (1, GENESIS) if head is None else (head.seq + 1, head.hash)
-    row = {
-        "server_id": tx.server_id,
-        "seq": seq,
-        "at": tx.now.replace(microsecond=0),
-        "actor": fact.actor[:_TEXT_MAX],
-        "action": fact.action,
-        "outcome": fact.outcome,
-        "detail": {name: _bounded(value) for name, value in fact.detail.items()},
-    }
-    digest = _link(previous, row)
-    tx.connection.execute(insert(audit), {**row, "previous_hash": previous, "hash": digest})
+    head = tx.connection.execute(_LOCKED_HEAD, {"server": tx.server_id}).one_or_none()
+    row = AuditRow(
+        seq=1 if head is None else head.seq + 1,
+        at=tx.now,
+        actor=fact.actor[:_TEXT_MAX],
+        action=fact.action,
+        outcome=fact.outcome,
+        detail={name: _bounded(value) for name, value in fact.detail.items()},
+        previous_hash=GENESIS if head is None else head.hash,
+        hash="",
+    )
+    values = {**signed_values(row, tx.server_id), "at": row.at, "previous_hash": row.previous_hash}
+    values["hash"] = _link(row, tx.server_id)
+    tx.connection.execute(_INSERT, values)
+    moved = {"server_id": tx.server_id, "seq": row.seq, "hash": values["hash"]}
     if head is None:
-        tx.connection.execute(insert(audit_head), {"server_id": tx.server_id, "seq": seq, "hash": digest})
+        tx.connection.execute(_BEGIN, moved)
     else:
-        tx.connection.execute(_ADVANCE, {"server": tx.server_id, "seq": seq, "hash": digest})
+        tx.connection.execute(_ADVANCE, {**moved, "server": tx.server_id})
 
 
 def rows(connection: Connection, server_id: str, *, after: int = 0) -> Iterator[AuditRow]:
@@ -104,28 +113,30 @@ def verify(connection: Connection, server_id: str) -> AuditReport:
     return AuditReport(ok=True, rows=seq, head=previous)
 
 
-def _break(row: AuditRow, seq: int, previous: str, server_id: str) -> str:
-    if row.seq != seq:
-        return f"row {seq} is missing"
-    if row.previous_hash != previous:
-        return f"row {seq} does not follow the row before it"
-    values = {
+def signed_values(row: AuditRow, server_id: str) -> dict[str, object]:
+    """Return what a row's hash covers besides the hash before it."""
+    return {
         "server_id": server_id,
         "seq": row.seq,
-        "at": row.at,
+        "at": row.at.strftime("%Y-%m-%dT%H:%M:%SZ"),
         "actor": row.actor,
         "action": row.action,
         "outcome": row.outcome,
         "detail": row.detail,
     }
-    return "" if _link(previous, values) == row.hash else f"row {seq} was changed after it was written"
 
 
-def _link(previous: str, values: Mapping[str, object]) -> str:
-    at = values["at"]
-    assert isinstance(at, datetime)
-    body = canonical_json({**values, "at": int(at.timestamp())})
-    return hashlib.sha256(bytes.fromhex(previous) + body.encode()).hexdigest()
+def _break(row: AuditRow, seq: int, previous: str, server_id: str) -> str:
+    if row.seq != seq:
+        return f"row {seq} is missing"
+    if row.previous_hash != previous:
+        return f"row {seq} does not follow the row before it"
+    return "" if _link(row, server_id) == row.hash else f"row {seq} was changed after it was written"
+
+
+def _link(row: AuditRow, server_id: str) -> str:
+    body = canonical_json(signed_values(row, server_id))
+    return hashlib.sha256(bytes.fromhex(row.previous_hash) + body.encode()).hexdigest()
 
 
 def _bounded(value: object) -> object:

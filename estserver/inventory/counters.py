@@ -13,6 +13,7 @@ _ADD = (
     .values(value=counter.c.value + bindparam("amount"))
     .returning(counter.c.value)
 )
+_BEGIN = insert(counter)
 PUBLIC = ("issued", "repeated", "refused", "revoked", "voided", "outbox_depth")
 """What `read` tells, zero when it never happened."""
 
@@ -22,7 +23,7 @@ def add(tx: Transaction, name: str, amount: int = 1) -> int:
     values = {"server": tx.server_id, "counter": name, "amount": amount}
     value: int | None = tx.connection.execute(_ADD, values).scalar()
     if value is None:
-        tx.connection.execute(insert(counter), {"server_id": tx.server_id, "name": name, "value": amount})
+        tx.connection.execute(_BEGIN, {"server_id": tx.server_id, "name": name, "value": amount})
         return amount
     return value
 

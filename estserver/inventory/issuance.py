@@ -84,10 +84,15 @@ def reserve(tx: Transaction, grant: Grant, serial: Serial) -> Reservation | Issu
         "at": tx.now,
         "state": ReservationState.OPEN,
     }
-    tx.connection.execute(insert(reservation), values)
+    tx.connection.execute(_RESERVE, values)
     return Reservation(serial, grant, tx.now)
 
 
+_RESERVE = insert(reservation)
+_INSERT_KEY = insert(device_key)
+_USE = insert(credential_use)
+_INSERT = insert(certificate)
+_FIRST = insert(device_certificate)
 _ANSWERED = (
     select(certificate.c.serial, certificate.c.certificate_der, certificate.c.device)
     .join(reservation, reservation.c.id == certificate.c.id)
@@ -117,7 +122,7 @@ def _claim_key(connection: Connection, grant: Grant) -> None:
     row = connection.execute(_KEY, {"spki": grant.csr.spki_sha256}).one_or_none()
     if row is None:
         connection.execute(
-            insert(device_key),
+            _INSERT_KEY,
             {"spki_sha256": grant.csr.spki_sha256, "device": grant.device, "certified": False},
         )
     elif row.device != grant.device:
@@ -155,7 +160,7 @@ def _charge(tx: Transaction, name: str, same: str) -> None:
     if tx.connection.execute(_SPEND, {"spender": credential_id, "now": tx.now}).rowcount != 1:
         raise BadCredentials
     values = {"credential_id": credential_id, "fingerprint": same, "at": tx.now}
-    tx.connection.execute(insert(credential_use), values)
+    tx.connection.execute(_USE, values)
 
 
 # --- record ---------------------------------------------------------------------------------------------------------
@@ -164,7 +169,7 @@ def _charge(tx: Transaction, name: str, same: str) -> None:
 _RESERVED = select(reservation.c.id, reservation.c.fingerprint, reservation.c.state).where(
     reservation.c.serial == bindparam("reserved")
 )
-_CLOSE = update(reservation).where(reservation.c.id == bindparam("reserved"))
+_CLOSE = update(reservation).where(reservation.c.id == bindparam("reserved")).values(state=ReservationState.RECORDED)
 _CERTIFY = update(device_key).where(device_key.c.spki_sha256 == bindparam("spki")).values(certified=True)
 
 
@@ -188,8 +193,8 @@ def record(
     if problem:
         _mark_void(tx, reserved.serial, grant.device, str(problem))
         return problem
-    tx.connection.execute(insert(certificate), _certificate_values(row.id, reserved, der, tx.now))
-    tx.connection.execute(_CLOSE, {"reserved": row.id, "state": ReservationState.RECORDED})
+    tx.connection.execute(_INSERT, _certificate_values(row.id, reserved, der, tx.now))
+    tx.connection.execute(_CLOSE, {"reserved": row.id})
     tx.connection.execute(_CERTIFY, {"spki": grant.csr.spki_sha256})
     superseded = _make_current(tx.connection, row.id, reserved)
     _tell_issue(tx, reserved, der, superseded)
@@ -263,7 +268,7 @@ def _make_current(connection: Connection, row_id: int, reserved: Reservation) ->
     old = connection.execute(_CURRENT, whose).one_or_none()
     if old is None:
         connection.execute(
-            insert(device_certificate),
+            _FIRST,
             {"device": whose["whose"], "profile": whose["rules"], "certificate_id": row_id},
         )
         return None

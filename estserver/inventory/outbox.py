@@ -19,6 +19,7 @@ from estserver.inventory.schema import outbox
 from estserver.inventory.transaction import Transaction
 from estserver.model import Event
 
+_INSERT = insert(outbox)
 _PRUNE_BATCH = 1000
 _ERROR_MAX = 500
 
@@ -46,7 +47,7 @@ def add(tx: Transaction, events: Sequence[Event]) -> None:
     counters.add(tx, "outbox_depth", len(events))
     first = last - len(events) + 1
     tx.connection.execute(
-        insert(outbox),
+        _INSERT,
         [
             {
                 "server_id": tx.server_id,
