@@ -159,6 +159,9 @@ class Csr:
         subject: in the order of the request.
         san: as a sorted tuple without repeats; `san_critical` as asked.
         extensions: everything requested except the SAN.
+        key_usage: the names of the requested bits (RFC 5280 §4.2.1.3), or None when none were asked for.
+        extended_key_usage: requested purposes as dotted OIDs, or None.
+        ca: basicConstraints CA:TRUE is requested.
         binding: text of the challengePassword attribute (RFC 7030 §3.5), or None.
         attributes: dotted OIDs of further attributes, ignored unless a profile names them.
     """
@@ -171,6 +174,9 @@ class Csr:
     subject: tuple[NameAttribute, ...]
     san: tuple[GeneralName, ...] = ()
     extensions: tuple[RequestedExtension, ...] = ()
+    key_usage: tuple[str, ...] | None = None
+    extended_key_usage: tuple[str, ...] | None = None
+    ca: bool = False
     binding: str | None = None
     attributes: tuple[str, ...] = ()
 

@@ -1,0 +1,162 @@
+"""Who asks: peer facts + credentials + trust anchors → an `Identity`, or all reasons why not.
+
+Rules:
+- A credential, when one is offered, decides alone; it counts for the label it was made for.
+- A certificate that reaches this CA's own anchor (explicit, RFC 7030 §3.3.2) must be in the inventory, unrevoked and
+  in time. It makes a device, or, with id-kp-cmcRA and a registered station, a registration authority (§3.7).
+- A certificate that reaches a manufacturer's anchor (implicit) makes an IDevID, which may enrol but not re-enrol.
+- What is neither is a stranger. Every reason is named; of a bad credential nothing is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Protocol
+
+from cryptography import x509
+from cryptography.x509.oid import NameOID
+
+from estserver.errors import BadCredentials, NotAuthenticated, NotAuthorized
+from estserver.identity.credentials import CredentialVerifier
+from estserver.identity.paths import Anchor, AnchorSet, Path, extension
+from estserver.model import (
+    AnchorRecord,
+    BasicCredentials,
+    CertificateRecord,
+    CredentialRecord,
+    Der,
+    Identity,
+    IdentityKind,
+    Peer,
+    StationRecord,
+)
+from estserver.policy.names import any_device, device_id
+
+__all__ = ["Anchor", "AnchorSet", "Authenticator", "CredentialVerifier", "Registry"]
+
+_CMC_RA = x509.ObjectIdentifier("1.3.6.1.5.5.7.3.28")
+
+
+class Registry(Protocol):
+    """What the inventory knows about those who may ask."""
+
+    def certificate(self, sha256_hex: str) -> CertificateRecord | None:
+        """Find a certificate of this CA by the digest of its DER."""
+
+    def authenticable(self, name: str, now: datetime) -> CredentialRecord | None:
+        """Find a credential that may still authenticate."""
+
+    def station(self, name: str) -> StationRecord | None:
+        """Find a registered station."""
+
+    def anchors(self) -> list[AnchorRecord]:
+        """List the manufacturers' anchors."""
+
+
+class Authenticator:
+    """Recognises requesters.
+
+    Args:
+        registry: what is known about them.
+        explicit: this CA's own anchors.
+        verifier: compares credentials.
+        implicit_trust: whether manufacturers' certificates count at all (RFC 7030 figure 4).
+    """
+
+    def __init__(
+        self, registry: Registry, explicit: AnchorSet, verifier: CredentialVerifier, *, implicit_trust: bool
+    ) -> None:
+        self._registry = registry
+        self._explicit = explicit
+        self._verifier = verifier
+        self._implicit_trust = implicit_trust
+        self._implicit: tuple[list[AnchorRecord], AnchorSet] | None = None
+
+    def identify(self, peer: Peer, credentials: BasicCredentials | None, label: str, now: datetime) -> Identity:
+        """Establish who asks.
+
+        Raises:
+            NotAuthenticated: nothing was offered.
+            BadCredentials: a credential was offered and is not good, for whatever reason.
+            NotAuthorized: a certificate was offered, with every reason why it does not count.
+        """
+        if credentials is not None:
+            return self._by_credential(credentials, label, now)
+        if peer.certificate is None:
+            raise NotAuthenticated("neither a client certificate nor a credential was offered")
+        return self._by_certificate(peer.certificate, peer.intermediates, now)
+
+    def _by_credential(self, credentials: BasicCredentials, label: str, now: datetime) -> Identity:
+        record = self._registry.authenticable(credentials.name, now)
+        good = self._verifier.matches(record, credentials.secret)
+        if record is None or not good or record.label != label:
+            raise BadCredentials("the credential is unknown, wrong, expired, spent, or not for this label")
+        return Identity(IdentityKind.CREDENTIAL, record.name, record.devices, record.names, labels=(record.label,))
+
+    def _by_certificate(self, leaf: Der, presented: Sequence[Der], now: datetime) -> Identity:
+        own = self._explicit.path(leaf, presented, now)
+        if own is not None:
+            return self._of_this_ca(leaf, own)
+        anchors, implicit = self._manufacturers()
+        foreign = implicit.path(leaf, presented, now) if implicit is not None else None
+        if foreign is None:
+            raise NotAuthorized(
+                "the client certificate does not lead to a trust anchor of this server", code="unknown-certificate"
+            )
+        return _idevid(foreign, next(a for a in anchors if a.name == foreign.anchor))
+
+    def _of_this_ca(self, leaf: Der, path: Path) -> Identity:
+        record = self._registry.certificate(hashlib.sha256(leaf).hexdigest())
+        problems = list(path.problems)
+        if record is None:
+            problems.append("the certificate is not in the inventory of this server")
+        elif record.revoked_at is not None:
+            problems.append(f"the certificate was revoked on {record.revoked_at:%Y-%m-%d} ({record.revocation_reason})")
+        if problems or record is None:
+            code = "revoked" if record is not None and record.revoked_at is not None else "bad-certificate"
+            raise NotAuthorized(*problems, code=code)
+        names = tuple(f"{name.kind}:{name.value}" for name in record.san)
+        station = self._station(record, path.leaf)
+        if station is not None:
+            devices = (*station.devices, record.device)
+            return Identity(
+                IdentityKind.STATION, station.name, devices, names, certificate=record, may_assert_binding=True
+            )
+        return Identity(
+            IdentityKind.CERTIFICATE, record.device, (record.device,), names, labels=(record.label,), certificate=record
+        )
+
+    def _station(self, record: CertificateRecord, leaf: x509.Certificate) -> StationRecord | None:
+        """Find the station of a certificate; it takes both the purpose in it and an entry by the operator."""
+        purposes = extension(leaf, x509.ExtendedKeyUsage)
+        if purposes is None or _CMC_RA not in purposes:
+            return None
+        return self._registry.station(record.device)
+
+    def _manufacturers(self) -> tuple[list[AnchorRecord], AnchorSet | None]:
+        if not self._implicit_trust:
+            return [], None
+        anchors = self._registry.anchors()
+        if self._implicit is None or self._implicit[0] != anchors:
+            self._implicit = anchors, AnchorSet([Anchor(a.name, a.certificate) for a in anchors])
+        return self._implicit
+
+
+def _idevid(path: Path, anchor: AnchorRecord) -> Identity:
+    """Name a device by its manufacturer's certificate: subject serialNumber (RFC 8995 §2.3.1), as the anchor says."""
+    serials = path.leaf.subject.get_attributes_for_oid(NameOID.SERIAL_NUMBER)
+    problems = list(path.problems)
+    device = None
+    if len(serials) != 1:
+        problems.append("the IDevID has no single serialNumber in its subject")
+    else:
+        device = device_id(anchor.device_id.replace("{serial}", str(serials[0].value)))
+        if device is None:
+            problems.append("the serialNumber of the IDevID does not make a device id")
+        elif not any_device(anchor.devices, device):
+            problems.append(f"the manufacturer {anchor.name} may not vouch for the device {device}")
+    if problems or device is None:
+        raise NotAuthorized(*problems, code="bad-certificate")
+    return Identity(IdentityKind.IDEVID, f"{anchor.name}/{device}", (device,))

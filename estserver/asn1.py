@@ -1,0 +1,302 @@
+"""All ASN.1, CMS and base64 of the server: strict and bounded on input, plain DER on output.
+
+Rules:
+- A body is base64 of one DER value, whatever Content-Transfer-Encoding says; white space is ignored (RFC 8951 §3).
+- DER is read with definite, minimal lengths only; nothing recurses, so nothing can be nested too deep.
+- Octets that a signature or a comparison covers are sliced out as they arrived, never re-encoded.
+- A certs-only message carries certificates and nothing else (RFC 7030 §4.1.3, RFC 5272 §4.1).
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from asn1crypto import core, x509
+
+from estserver.errors import MalformedRequest
+from estserver.model import Der, NameAttribute
+
+OID_EXTENSION_REQUEST = "1.2.840.113549.1.9.14"
+OID_CHALLENGE_PASSWORD = "1.2.840.113549.1.9.7"  # noqa: S105 - an object identifier
+OID_CHANGE_SUBJECT_NAME = "1.3.6.1.5.5.7.7.36"
+OID_CSR_TEMPLATE = "1.2.840.113549.1.9.16.2.61"
+OID_SAN = "2.5.29.17"
+
+_SEQUENCE, _SET, _INTEGER, _OID, _CONTEXT_0 = 0x30, 0x31, 0x02, 0x06, 0xA0
+_STRING_CODECS = {0x0C: "utf-8", 0x13: "ascii", 0x14: "latin-1", 0x16: "ascii", 0x1E: "utf-16-be"}
+_PEM = re.compile(rb"\A\s*-----BEGIN [A-Z ]+-----\s(.*?)-----END [A-Z ]+-----\s*\Z", re.DOTALL)
+_WHITE_SPACE = bytes.maketrans(b"", b""), b" \t\r\n"
+
+
+# --- base64 ---------------------------------------------------------------------------------------------------------
+
+
+def decode_body(body: bytes) -> Der:
+    """Turn the body of a request into DER (RFC 8951 §3); PEM armour is tolerated, raw DER is not.
+
+    Raises:
+        MalformedRequest: not base64, or nothing in it.
+    """
+    armoured = _PEM.match(body)
+    text = (armoured[1] if armoured else body).translate(*_WHITE_SPACE)
+    try:
+        der = binascii.a2b_base64(text, strict_mode=True)
+    except binascii.Error:
+        hint = "it looks like raw DER" if body[:1] == b"\x30" else "check for a cut or a URL-safe alphabet"
+        raise MalformedRequest(f"the body is not base64 (RFC 4648 §4): {hint}") from None
+    if not der:
+        raise MalformedRequest("the body is empty: a base64 PKCS#10 request belongs there")
+    return Der(der)
+
+
+def encode_body(der: Der, *, columns: int | None = None) -> bytes:
+    """Write a body as base64 with a final newline; on one line, or wrapped at `columns`."""
+    text = base64.b64encode(der)
+    if columns is None:
+        return text + b"\n"
+    return b"".join(text[i : i + columns] + b"\n" for i in range(0, len(text), columns))
+
+
+# --- strict DER, one level at a time --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Tlv:
+    """One DER value: its tag byte, its content, and all its octets."""
+
+    tag: int
+    content: bytes
+    octets: bytes
+
+
+def read_tlv(data: bytes, offset: int = 0) -> tuple[Tlv, int]:
+    """Read the DER value at `offset`; return it and the offset behind it (X.690 §10.1).
+
+    Raises:
+        MalformedRequest: cut, indefinite or non-minimal length, or a multi-byte tag.
+    """
+    try:
+        tag, length = data[offset], data[offset + 1]
+    except IndexError:
+        raise MalformedRequest("the DER ends in the middle of a value") from None
+    start = offset + 2
+    if length >= 0x80:
+        count = length & 0x7F
+        length_octets = data[start : start + count]
+        length = int.from_bytes(length_octets)
+        if not 1 <= count <= 4 or len(length_octets) != count or length < 0x80 or length_octets[0] == 0:
+            raise MalformedRequest("a DER length is not definite and minimal (X.690 §10.1)")
+        start += count
+    end = start + length
+    if tag & 0x1F == 0x1F or end > len(data):
+        raise MalformedRequest("the DER ends in the middle of a value")
+    return Tlv(tag, data[start:end], data[offset:end]), end
+
+
+def read_children(content: bytes, *, most: int = 1024) -> list[Tlv]:
+    """Read the values inside a constructed one, at most `most` of them."""
+    children, offset = [], 0
+    while offset < len(content):
+        child, offset = read_tlv(content, offset)
+        children.append(child)
+        if len(children) > most:
+            raise MalformedRequest(f"more than {most} values in one place")
+    return children
+
+
+def _expect(tlv: Tlv, tag: int, what: str) -> Tlv:
+    if tlv.tag != tag:
+        raise MalformedRequest(f"{what} is missing or of another type")
+    return tlv
+
+
+def _tlv(tag: int, *content: bytes) -> bytes:
+    body = b"".join(content)
+    if len(body) < 0x80:
+        return bytes((tag, len(body))) + body
+    length = len(body).to_bytes((len(body).bit_length() + 7) // 8)
+    return bytes((tag, 0x80 | len(length))) + length + body
+
+
+# --- PKCS#10 --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class RequestParts:
+    """The pieces of a CertificationRequestInfo that must not be re-encoded (RFC 2986 §4.1).
+
+    Attributes:
+        subject, spki: octets of the Name and the SubjectPublicKeyInfo.
+        attributes: (dotted OID, values) in their order, each value as octets.
+    """
+
+    subject: Der
+    spki: Der
+    attributes: tuple[tuple[str, tuple[Tlv, ...]], ...]
+
+
+def request_parts(der: Der) -> RequestParts:
+    """Take a PKCS#10 request apart without interpreting it.
+
+    Raises:
+        MalformedRequest: the structure is not a CertificationRequest, or something follows it.
+    """
+    request, end = read_tlv(der)
+    if end != len(der):
+        raise MalformedRequest(f"{len(der) - end} bytes follow the request")
+    fields = read_children(_expect(request, _SEQUENCE, "the CertificationRequest").content, most=3)
+    if len(fields) != 3:
+        raise MalformedRequest("a CertificationRequest has three parts (RFC 2986 §4.2)")
+    info = read_children(_expect(fields[0], _SEQUENCE, "the CertificationRequestInfo").content, most=4)
+    if len(info) != 4:
+        raise MalformedRequest("version, subject, key and attributes [0] must all be there (RFC 2986 §4.1)")
+    _expect(info[0], _INTEGER, "the version")
+    _expect(info[1], _SEQUENCE, "the subject")
+    _expect(info[2], _SEQUENCE, "the public key")
+    _expect(info[3], _CONTEXT_0, "the attributes [0]")
+    attributes = tuple(_attribute(tlv) for tlv in read_children(info[3].content, most=64))
+    return RequestParts(Der(info[1].octets), Der(info[2].octets), attributes)
+
+
+def _attribute(tlv: Tlv) -> tuple[str, tuple[Tlv, ...]]:
+    fields = read_children(_expect(tlv, _SEQUENCE, "an attribute").content, most=2)
+    if len(fields) != 2:
+        raise MalformedRequest("an attribute has a type and a set of values")
+    oid = _expect(fields[0], _OID, "an attribute's type")
+    values = _expect(fields[1], _SET, "an attribute's set of values")
+    return dotted(oid.octets), tuple(read_children(values.content, most=64))
+
+
+def dotted(oid_octets: bytes) -> str:
+    """Write an encoded OBJECT IDENTIFIER with dots."""
+    try:
+        return str(core.ObjectIdentifier.load(oid_octets).dotted)
+    except (ValueError, TypeError, IndexError):
+        raise MalformedRequest("an object identifier is not encoded right") from None
+
+
+def directory_string(value: Tlv) -> str:
+    """Read a DirectoryString or IA5String of any type as text (RFC 5280 §4.1.2.4).
+
+    Raises:
+        MalformedRequest: another type, or octets that are no such text.
+    """
+    codec = _STRING_CODECS.get(value.tag)
+    if codec is None:
+        raise MalformedRequest(f"a name or password is not a character string (tag 0x{value.tag:02x})")
+    try:
+        return value.content.decode(codec)
+    except UnicodeDecodeError:
+        raise MalformedRequest("a character string holds bytes that are not of its type") from None
+
+
+def name_attributes(name: Der) -> tuple[NameAttribute, ...]:
+    """Read a distinguished name in its order.
+
+    Raises:
+        MalformedRequest: not a Name, or an RDN with several attributes, which no profile can express.
+    """
+    attributes = []
+    outer, _ = read_tlv(name)
+    for rdn in read_children(_expect(outer, _SEQUENCE, "a distinguished name").content, most=32):
+        pairs = read_children(_expect(rdn, _SET, "an RDN").content, most=8)
+        if len(pairs) != 1:
+            raise MalformedRequest("an RDN of the subject has several attributes: put each into its own")
+        fields = read_children(_expect(pairs[0], _SEQUENCE, "a name attribute").content, most=2)
+        if len(fields) != 2:
+            raise MalformedRequest("a name attribute has a type and a value")
+        oid = dotted(_expect(fields[0], _OID, "a name attribute's type").octets)
+        attributes.append(NameAttribute(oid, directory_string(fields[1])))
+    return tuple(attributes)
+
+
+# --- answers --------------------------------------------------------------------------------------------------------
+
+_SIGNED_DATA = bytes.fromhex("06092a864886f70d010702")
+_DATA_CONTENT = bytes.fromhex("300b06092a864886f70d010701")
+
+
+def certs_only(certificates: Iterable[Der]) -> Der:
+    """Wrap certificates in a certs-only CMS message, without CRLs, content or signers (RFC 5652 §5.1)."""
+    bag = _tlv(_CONTEXT_0, *sorted(certificates))  # DER orders a SET OF by its octets (X.690 §11.6)
+    signed_data = _tlv(_SEQUENCE, b"\x02\x01\x01", b"\x31\x00", _DATA_CONTENT, bag, b"\x31\x00")
+    return Der(_tlv(_SEQUENCE, _SIGNED_DATA, _tlv(_CONTEXT_0, signed_data)))
+
+
+@dataclass(frozen=True, slots=True)
+class CsrAttribute:
+    """One item of a csrattrs answer: a bare OID, or an attribute with values in DER (RFC 8951 §4)."""
+
+    oid: str
+    values: tuple[Der, ...] | None = None
+
+
+def csr_attrs(items: Sequence[CsrAttribute]) -> Der:
+    """Encode CsrAttrs (RFC 8951 §4): SEQUENCE OF CHOICE { OID, Attribute }."""
+    return Der(_tlv(_SEQUENCE, *map(_attr_or_oid, items)))
+
+
+def _attr_or_oid(item: CsrAttribute) -> bytes:
+    if item.values is None:
+        return oid_der(item.oid)
+    return _tlv(_SEQUENCE, oid_der(item.oid), _tlv(_SET, *sorted(item.values)))
+
+
+def oid_der(oid: str) -> Der:
+    """Encode a dotted object identifier."""
+    return Der(core.ObjectIdentifier(oid).dump())
+
+
+def integer_der(value: int) -> Der:
+    """Encode an INTEGER."""
+    return Der(core.Integer(value).dump())
+
+
+def extensions_der(extensions: Iterable[tuple[str, bool, Der]]) -> Der:
+    """Encode Extensions (RFC 5280 §4.1.2.9) from (dotted OID, critical, value)."""
+    return Der(
+        _tlv(
+            _SEQUENCE,
+            *(
+                _tlv(_SEQUENCE, oid_der(oid), b"\x01\x01\xff" if critical else b"", _tlv(0x04, value))
+                for oid, critical, value in extensions
+            ),
+        )
+    )
+
+
+def request_template(
+    *, subject_oids: Sequence[str], key_algorithm: Der | None, extensions: Sequence[tuple[str, bool, Der]]
+) -> Der:
+    """Encode a CertificationRequestInfoTemplate (RFC 9908 §3.4).
+
+    Args:
+        subject_oids: name attributes the device is to fill in, each without a value.
+        key_algorithm: AlgorithmIdentifier of the wanted key, or None.
+        extensions: given extensions; none leaves the mandatory `attributes [1]` empty.
+    """
+    rdns = [_tlv(_SET, _tlv(_SEQUENCE, oid_der(oid))) for oid in subject_oids]
+    subject = _tlv(_SEQUENCE, *rdns) if rdns else b""
+    key = _tlv(_CONTEXT_0, key_algorithm) if key_algorithm is not None else b""
+    wish = _tlv(_SEQUENCE, oid_der(OID_EXTENSION_REQUEST), _tlv(_SET, extensions_der(extensions)))
+    attributes = _tlv(0xA1, wish) if extensions else b"\xa1\x00"
+    return Der(_tlv(_SEQUENCE, b"\x02\x01\x00", subject, key, attributes))
+
+
+def algorithm_identifier(oid: str, *, curve: str | None = None, null: bool = False) -> Der:
+    """Encode an AlgorithmIdentifier with a curve, with NULL, or without parameters."""
+    parameters = oid_der(curve) if curve else b"\x05\x00" if null else b""
+    return Der(_tlv(_SEQUENCE, oid_der(oid), parameters))
+
+
+# --- names for comparison -------------------------------------------------------------------------------------------
+
+
+def issuer_and_serial(certificate: Der) -> tuple[Der, int]:
+    """Return the issuer's Name octets and the serial number of a certificate."""
+    parsed = x509.Certificate.load(certificate)
+    return Der(parsed.issuer.dump()), int(parsed.serial_number)

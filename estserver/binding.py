@@ -1,0 +1,53 @@
+"""Linking identity and proof of possession (RFC 7030 §3.5): is this CSR bound to this TLS connection.
+
+Rules:
+- A binding that is there is checked, whatever the policy: base64 of tls-unique on TLS 1.2 (12 octets), of tls-exporter
+  on TLS 1.3 (32 octets, RFC 9266); the whole value, in constant time.
+- Where the connection gives none that is safe to trust (no extended master secret, a proxy in between), a CSR that
+  carries one is refused.
+- A registration authority posts what others signed on other connections; it has checked the binding itself (§3.7).
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hmac
+
+from estserver.errors import ChannelBindingFailed
+from estserver.model import Csr, Identity, Peer
+from estserver.policy.decide import BindingResult
+
+
+def check(csr: Csr, peer: Peer, identity: Identity, *, required: bool) -> BindingResult:
+    """Return how the request is bound.
+
+    Raises:
+        ChannelBindingFailed: bound to another connection, unverifiable here, or missing where it is required.
+    """
+    if csr.binding is None:
+        if required and not identity.may_assert_binding:
+            raise ChannelBindingFailed(
+                "linking of identity and proof of possession is required here: put the base64 tls-unique (TLS 1.2) or "
+                "tls-exporter (TLS 1.3) value of this connection into challengePassword (RFC 7030 §3.5, RFC 9266)"
+            )
+        return "asserted" if identity.may_assert_binding else "absent"
+    if peer.binding is not None and hmac.compare_digest(_decoded(csr.binding), peer.binding.value):
+        return "verified"
+    if identity.may_assert_binding:
+        return "asserted"
+    if peer.binding is None:
+        raise ChannelBindingFailed(
+            "the challengePassword holds a channel binding, and this connection offers none to compare it with"
+        )
+    raise ChannelBindingFailed(
+        f"the challengePassword is not the {peer.binding.kind} of this connection: sign the CSR after the handshake, "
+        "on the connection that sends it (RFC 7030 §3.5)"
+    )
+
+
+def _decoded(text: str) -> bytes:
+    try:
+        return base64.b64decode(text.encode(), validate=True)
+    except (binascii.Error, ValueError):
+        return b""

@@ -1,0 +1,197 @@
+"""`Grant` + serial → certificate, and nothing that the grant does not say.
+
+Rules (est-conformance section 11, RFC 5280 §4):
+- The subject is written anew from the grant, the issuer's name is copied from the CA's certificate octet for octet.
+- The key is the CSR's, octet for octet.
+- Before a certificate leaves, it is read back and compared with the grant: what was not decided is not in it.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Callable, Sequence
+from datetime import datetime
+
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from estserver.errors import ConfigError, InternalError
+from estserver.keys import Signer
+from estserver.model import Der, Extension, GeneralName, NameAttribute, Reservation, Serial
+
+SERIAL_BYTES = 20
+
+_SAN_WRITERS: dict[str, Callable[[str], x509.GeneralName]] = {
+    "dns": x509.DNSName,
+    "ip": lambda value: x509.IPAddress(ipaddress.ip_address(value)),
+    "uri": x509.UniformResourceIdentifier,
+    "email": x509.RFC822Name,
+}
+
+
+def serial_from(random_bytes: bytes) -> Serial:
+    """Make a serial number of 159 random bits, positive and at most 20 octets (RFC 5280 §4.1.2.2)."""
+    if len(random_bytes) != SERIAL_BYTES:
+        raise ValueError("a serial number is made of exactly 20 random bytes")
+    return Serial(int.from_bytes(random_bytes) >> 1 | 1 << 158)
+
+
+class IssuingCa:
+    """One issuing CA: its certificate, the chain above it, and a signer.
+
+    Args:
+        certificate: the issuing CA's own.
+        chain: certificates from its issuer up to and including the root.
+
+    Raises:
+        ConfigError: the key is not the certificate's, or the chain does not hold together.
+    """
+
+    def __init__(self, certificate: Der, chain: Sequence[Der], signer: Signer) -> None:
+        self.certificate = certificate
+        self.chain = tuple(chain)
+        self._signer = signer
+        self._parsed = x509.load_der_x509_certificate(certificate)
+        if _spki(self._parsed) != signer.spki:
+            raise ConfigError("the issuing CA's key does not belong to its certificate")
+        below = self._parsed
+        for der in self.chain:
+            above = x509.load_der_x509_certificate(der)
+            try:
+                below.verify_directly_issued_by(above)
+            except Exception:  # noqa: BLE001 - several types, all meaning that the chain is broken
+                raise ConfigError("the issuing CA's certificate was not issued by the root") from None
+            below = above
+        ski = self._parsed.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
+        self._authority_key = x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(ski)
+
+    @property
+    def not_after(self) -> datetime:
+        """No leaf outlives this."""
+        return self._parsed.not_valid_after_utc
+
+    @property
+    def name(self) -> str:
+        """The CA's subject, for people (RFC 4514)."""
+        return self._parsed.subject.rfc4514_string()
+
+    @property
+    def hierarchy(self) -> tuple[Der, ...]:
+        """Everything a client needs to verify a leaf: issuing CA up to the root (RFC 7030 §4.1.3)."""
+        return (self.certificate, *self.chain)
+
+    def issue(self, reservation: Reservation) -> Der:
+        """Sign the certificate that a reservation stands for.
+
+        Raises:
+            InternalError: what came out is not what was granted; it must not leave.
+        """
+        grant = reservation.grant
+        public_key = serialization.load_der_public_key(grant.csr.spki)
+        builder = (
+            x509.CertificateBuilder()
+            .serial_number(reservation.serial)
+            .issuer_name(self._parsed.subject)
+            .subject_name(write_name(grant.subject))
+            .not_valid_before(grant.not_before)
+            .not_valid_after(grant.not_after)
+            .public_key(public_key)  # type: ignore[arg-type]  # csr.key_facts let only certifiable keys through
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)  # type: ignore[arg-type]
+            .add_extension(self._authority_key, critical=False)
+        )
+        if grant.san:
+            builder = builder.add_extension(write_san(grant.san), critical=not grant.subject)
+        for extension in grant.extensions:
+            builder = builder.add_extension(_raw(extension), critical=extension.critical)
+        certificate = self._signer.sign_certificate(builder)
+        self._compare(certificate, reservation)
+        return Der(certificate.public_bytes(Encoding.DER))
+
+    def _compare(self, certificate: x509.Certificate, reservation: Reservation) -> None:
+        grant = reservation.grant
+        expected = {x509.SubjectKeyIdentifier.oid.dotted_string, x509.AuthorityKeyIdentifier.oid.dotted_string}
+        expected |= {extension.oid for extension in grant.extensions}
+        expected |= {x509.SubjectAlternativeName.oid.dotted_string} if grant.san else set()
+        faithful = (
+            certificate.serial_number == reservation.serial
+            and certificate.issuer.public_bytes() == self._parsed.subject.public_bytes()
+            and certificate.not_valid_before_utc == grant.not_before
+            and certificate.not_valid_after_utc == grant.not_after
+            and _spki(certificate) == grant.csr.spki
+            and {extension.oid.dotted_string for extension in certificate.extensions} == expected
+        )
+        if not faithful:
+            raise InternalError("the certificate that was signed is not the one that was granted")
+
+
+def write_name(attributes: Sequence[NameAttribute]) -> x509.Name:
+    """Write a subject, each attribute in its own RDN and of the string type RFC 5280 appendix A gives it."""
+    return x509.Name([x509.NameAttribute(x509.ObjectIdentifier(a.oid), a.value) for a in attributes])
+
+
+def write_san(names: Sequence[GeneralName]) -> x509.SubjectAlternativeName:
+    """Write subject alternative names (RFC 5280 §4.2.1.6)."""
+    return x509.SubjectAlternativeName([_SAN_WRITERS[name.kind](name.value) for name in names])
+
+
+def _raw(extension: Extension) -> x509.UnrecognizedExtension:
+    return x509.UnrecognizedExtension(x509.ObjectIdentifier(extension.oid), extension.value)
+
+
+def _spki(certificate: x509.Certificate) -> Der:
+    return Der(certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo))
+
+
+# --- the CA certificates themselves, made by `estserver init` -------------------------------------------------------
+
+_CA_USAGE = x509.KeyUsage(
+    digital_signature=False,
+    content_commitment=False,
+    key_encipherment=False,
+    data_encipherment=False,
+    key_agreement=False,
+    key_cert_sign=True,
+    crl_sign=True,
+    encipher_only=False,
+    decipher_only=False,
+)
+
+
+def make_ca_certificate(
+    *,
+    subject: str,
+    spki: Der,
+    serial: Serial,
+    not_before: datetime,
+    not_after: datetime,
+    issuer: tuple[x509.Certificate, Signer] | Signer,
+) -> Der:
+    """Make a root (issuer is its own signer) or an issuing CA below one (RFC 5280 §4.2.1.9: pathLen 0)."""
+    key = serialization.load_der_public_key(spki)
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, subject)])
+    ski = x509.SubjectKeyIdentifier.from_public_key(key)  # type: ignore[arg-type]
+    builder = (
+        x509.CertificateBuilder()
+        .serial_number(serial)
+        .subject_name(name)
+        .not_valid_before(not_before)
+        .not_valid_after(not_after)
+        .public_key(key)  # type: ignore[arg-type]
+        .add_extension(_CA_USAGE, critical=True)
+        .add_extension(ski, critical=False)
+    )
+    if isinstance(issuer, tuple):
+        parent, signer = issuer
+        parent_ski = parent.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
+        authority = x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(parent_ski)
+        builder = builder.issuer_name(parent.subject).add_extension(
+            x509.BasicConstraints(ca=True, path_length=0), critical=True
+        )
+    else:
+        signer = issuer
+        authority = x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(ski)
+        builder = builder.issuer_name(name)
+        builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+    certificate = signer.sign_certificate(builder.add_extension(authority, critical=False))
+    return Der(certificate.public_bytes(Encoding.DER))

@@ -1,0 +1,272 @@
+"""Bytes → `Csr`: strict parse, proof of possession, weak-key screen.
+
+Rules, in their order:
+1. The octets are one PKCS#10 request and nothing else (RFC 2986).
+2. The public key is of a known kind and survives re-encoding unchanged: what is certified is what was sent.
+3. The key is not weak: size, exponent, small or close factors, point on its curve.
+4. The signature hash is SHA-256 or better, and the signature verifies with the key in the request (RFC 7030 §4.2.1).
+5. At most one extensionRequest and one challengePassword, each with one value (RFC 2985 §5.4).
+
+Nothing here decides whether anybody may have what is asked: that is `estserver.policy`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, mldsa, rsa
+
+from estserver import asn1
+from estserver.errors import MalformedRequest, ProofOfPossessionFailed, WeakKey
+from estserver.model import Csr, Der, GeneralName, KeyFacts, NameAttribute, RequestedExtension, SpkiHash
+
+BINDING_MAX_CHARS = 255  # RFC 2985 §5.4.1: pkcs-9-ub-challengePassword
+NAMES_MAX = 100
+NAME_MAX_CHARS = 2048
+KEY_USAGE_BITS = (
+    *("digital_signature", "content_commitment", "key_encipherment", "data_encipherment", "key_agreement"),
+    *("key_cert_sign", "crl_sign", "encipher_only", "decipher_only"),
+)
+"""The bits of keyUsage in their order (RFC 5280 §4.2.1.3); the last two mean something beside key_agreement only."""
+SIGNATURE_HASHES = frozenset({"SHA256", "SHA384", "SHA512"})
+
+_CURVES = {"secp256r1": "P-256", "secp384r1": "P-384", "secp521r1": "P-521"}
+_PLAIN_KEYS: tuple[tuple[type, KeyFacts], ...] = (
+    (ed25519.Ed25519PublicKey, KeyFacts("Ed25519", "Ed25519")),
+    (ed448.Ed448PublicKey, KeyFacts("Ed448", "Ed448")),
+    (mldsa.MLDSA44PublicKey, KeyFacts("ML-DSA", "ML-DSA-44")),
+    (mldsa.MLDSA65PublicKey, KeyFacts("ML-DSA", "ML-DSA-65")),
+    (mldsa.MLDSA87PublicKey, KeyFacts("ML-DSA", "ML-DSA-87")),
+)
+_SMALL_PRIMES = math.prod(p for p in range(3, 752) if all(p % q for q in range(2, math.isqrt(p) + 1)))
+_FERMAT_ROUNDS = 110  # finds factors closer than any sound generator makes them
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ufeff]")
+
+
+def parse(der: Der) -> Csr:
+    """Read and verify a certification request.
+
+    Raises:
+        MalformedRequest, WeakKey, ProofOfPossessionFailed: and nothing else, whatever the bytes are.
+    """
+    parts = asn1.request_parts(der)
+    try:
+        request = x509.load_der_x509_csr(der)
+        key = request.public_key()
+    except (ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion) as error:
+        raise MalformedRequest(f"the request cannot be read: {_first_line(error)}") from None
+    facts = key_facts(key)
+    _same_octets(key, parts.spki)
+    _screen(key)
+    signature_hash = _verify(request)
+    wishes = _wishes(request, parts)
+    return Csr(
+        der=der,
+        spki=parts.spki,
+        spki_sha256=spki_hash(parts.spki),
+        key=facts,
+        signature_hash=signature_hash,
+        subject=tuple(map(_clean, asn1.name_attributes(parts.subject))),
+        san=wishes.san,
+        extensions=wishes.extensions,
+        key_usage=wishes.key_usage,
+        extended_key_usage=wishes.extended_key_usage,
+        ca=wishes.ca,
+        binding=_binding(parts),
+        attributes=tuple(
+            oid for oid, _ in parts.attributes if oid not in (asn1.OID_EXTENSION_REQUEST, asn1.OID_CHALLENGE_PASSWORD)
+        ),
+    )
+
+
+def spki_hash(spki: bytes) -> SpkiHash:
+    """Digest a SubjectPublicKeyInfo, octets as they are."""
+    return SpkiHash(hashlib.sha256(spki).hexdigest())
+
+
+def key_facts(key: object) -> KeyFacts:
+    """Say what kind of public key this is.
+
+    Raises:
+        MalformedRequest: a kind that cannot sign its own request, or that nobody here knows.
+    """
+    if isinstance(key, ec.EllipticCurvePublicKey):
+        name = _CURVES.get(key.curve.name, key.curve.name)
+        return KeyFacts("EC", name, key.key_size)
+    if isinstance(key, rsa.RSAPublicKey):
+        return KeyFacts("RSA", f"RSA-{key.key_size}", key.key_size)
+    for kind, facts in _PLAIN_KEYS:
+        if isinstance(key, kind):
+            return facts
+    raise MalformedRequest(
+        "the key cannot sign, so possession of it cannot be shown in PKCS#10",
+        advice="keys for encryption or key agreement need full CMC or RFC 9883",
+    )
+
+
+def _same_octets(key: object, spki: Der) -> None:
+    encoded = key.public_bytes(  # type: ignore[attr-defined]  # key_facts has let only public keys through
+        serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+    if encoded != spki:
+        raise MalformedRequest(
+            "the public key changes when it is encoded again (RSA-PSS parameters, compressed point): "
+            "send it as rsaEncryption or as an uncompressed point"
+        )
+
+
+def _screen(key: object) -> None:
+    """Refuse keys that should not exist; curve points were checked when the key was loaded."""
+    if not isinstance(key, rsa.RSAPublicKey):
+        return
+    numbers = key.public_numbers()
+    if key.key_size < 2048 or key.key_size > 8192:
+        raise WeakKey(f"RSA-{key.key_size} offered; 2048 to 8192 bits are taken")
+    if numbers.e < 65537 or numbers.e % 2 == 0 or numbers.e.bit_length() > 64:
+        raise WeakKey(f"RSA exponent {str(numbers.e)[:24]} offered; odd exponents from 65537 on are taken")
+    if numbers.n % 2 == 0 or math.gcd(numbers.n, _SMALL_PRIMES) != 1:
+        raise WeakKey("the RSA modulus has a small factor")
+    if _close_factors(numbers.n):
+        raise WeakKey("the two factors of the RSA modulus are too close to each other")
+
+
+def _close_factors(n: int) -> bool:
+    a = math.isqrt(n - 1) + 1
+    for _ in range(_FERMAT_ROUNDS):
+        b_squared = a * a - n
+        if math.isqrt(b_squared) ** 2 == b_squared:
+            return True
+        a += 1
+    return False
+
+
+def _verify(request: x509.CertificateSigningRequest) -> str:
+    """Check the proof of possession; return the hash's name, empty for algorithms that have none."""
+    try:
+        algorithm = request.signature_hash_algorithm
+        name = algorithm.name.upper().replace("-", "") if algorithm is not None else ""
+    except UnsupportedAlgorithm:
+        raise MalformedRequest("the request is signed with an algorithm that is not supported") from None
+    if name and name not in SIGNATURE_HASHES:
+        raise ProofOfPossessionFailed(
+            f"the request is signed with {name}; SHA-256, SHA-384 or SHA-512 is wanted", code="weak-signature"
+        )
+    try:
+        valid = request.is_signature_valid
+    except (ValueError, TypeError, UnsupportedAlgorithm, InvalidSignature):
+        valid = False
+    if not valid:
+        raise ProofOfPossessionFailed("proof of possession failed: the signature does not verify with the key (POP)")
+    return name
+
+
+@dataclass(frozen=True, slots=True)
+class _Wishes:
+    """What the extensionRequest attribute asks for, field by field as in `Csr`."""
+
+    san: tuple[GeneralName, ...] = ()
+    extensions: tuple[RequestedExtension, ...] = ()
+    key_usage: tuple[str, ...] | None = None
+    extended_key_usage: tuple[str, ...] | None = None
+    ca: bool = False
+
+
+def _wishes(request: x509.CertificateSigningRequest, parts: asn1.RequestParts) -> _Wishes:
+    found = [values for oid, values in parts.attributes if oid == asn1.OID_EXTENSION_REQUEST]
+    if not found:
+        return _Wishes()
+    if len(found) > 1 or len(found[0]) != 1:
+        raise MalformedRequest("more than one extensionRequest attribute (RFC 2985 §5.4.2)")
+    try:
+        asked = list(request.extensions)
+    except (ValueError, TypeError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as error:
+        raise MalformedRequest(f"the requested extensions cannot be read: {_first_line(error)}") from None
+    wishes = _Wishes(
+        extensions=tuple(
+            RequestedExtension(wish.oid.dotted_string, wish.critical, Der(wish.value.public_bytes()))
+            for wish in asked
+            if wish.oid.dotted_string != asn1.OID_SAN
+        )
+    )
+    for wish in asked:
+        wishes = _read_wish(wishes, wish.value)
+    return wishes
+
+
+def _read_wish(wishes: _Wishes, value: x509.ExtensionType) -> _Wishes:
+    match value:
+        case x509.SubjectAlternativeName():
+            return replace(wishes, san=general_names(value))
+        case x509.KeyUsage():
+            bits = KEY_USAGE_BITS if value.key_agreement else KEY_USAGE_BITS[:7]
+            return replace(wishes, key_usage=tuple(bit for bit in bits if getattr(value, bit)))
+        case x509.ExtendedKeyUsage():
+            return replace(wishes, extended_key_usage=tuple(oid.dotted_string for oid in value))
+        case x509.BasicConstraints():
+            return replace(wishes, ca=value.ca)
+    return wishes
+
+
+def general_names(names: x509.SubjectAlternativeName) -> tuple[GeneralName, ...]:
+    """Read subject alternative names as a sorted set of text values.
+
+    Raises:
+        MalformedRequest: too many, or one with control characters.
+    """
+    if len(names) > NAMES_MAX:
+        raise MalformedRequest(f"{len(names)} subject alternative names; at most {NAMES_MAX} are taken")
+    result = {_general_name(name) for name in names}
+    for name in result:
+        if len(name.value) > NAME_MAX_CHARS or _CONTROL.search(name.value):
+            raise MalformedRequest(f"a subject alternative name ({name.kind}) is too long or has control characters")
+    return tuple(sorted(result))
+
+
+def _general_name(name: x509.GeneralName) -> GeneralName:
+    for kind, read in _NAME_READERS:
+        if isinstance(name, kind):
+            return read(name)
+    raise MalformedRequest("a subject alternative name of an unknown kind")
+
+
+_NAME_READERS: tuple[tuple[type[x509.GeneralName], Callable[[Any], GeneralName]], ...] = (
+    (x509.DNSName, lambda name: GeneralName("dns", name.value.lower())),
+    (x509.IPAddress, lambda name: GeneralName("ip", str(name.value))),
+    (x509.UniformResourceIdentifier, lambda name: GeneralName("uri", name.value)),
+    (x509.RFC822Name, lambda name: GeneralName("email", name.value)),
+    (x509.RegisteredID, lambda name: GeneralName("rid", name.value.dotted_string)),
+    (x509.DirectoryName, lambda name: GeneralName("dirname", name.value.public_bytes().hex())),
+    (x509.OtherName, lambda name: GeneralName("other", f"{name.type_id.dotted_string}:{name.value.hex()}")),
+)
+
+
+def _binding(parts: asn1.RequestParts) -> str | None:
+    found = [values for oid, values in parts.attributes if oid == asn1.OID_CHALLENGE_PASSWORD]
+    if not found:
+        return None
+    if len(found) > 1 or len(found[0]) != 1:
+        raise MalformedRequest("more than one challengePassword (RFC 7030 §3.5 puts one channel binding there)")
+    text = asn1.directory_string(found[0][0])
+    if not 1 <= len(text) <= BINDING_MAX_CHARS:
+        raise MalformedRequest(f"the challengePassword is empty or longer than {BINDING_MAX_CHARS} characters")
+    return text
+
+
+def _clean(attribute: NameAttribute) -> NameAttribute:
+    if _CONTROL.search(attribute.value):
+        raise MalformedRequest("the subject has control characters in it")
+    if len(attribute.value) > NAME_MAX_CHARS:
+        raise MalformedRequest("the subject has an attribute that is too long")
+    return attribute
+
+
+def _first_line(error: Exception) -> str:
+    return re.sub(r"[^ -~]", "?", str(error).split("\n", 1)[0])[:160] or type(error).__name__

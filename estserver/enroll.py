@@ -1,0 +1,223 @@
+"""The use case: one enrolment, in the order it happens.
+
+    parse → identity → channel binding → predecessor → policy → reserve → sign → record
+
+Rules:
+- This is the one path to a signature; re-enrolment is the same path with a predecessor.
+- Nothing is signed before its serial is reserved, and nothing leaves before it is recorded.
+- Every refusal leaves one audit row with all its reasons; a mere lack of credentials is a question, not a refusal.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+from estserver import asn1, binding, csr, events
+from estserver.ca import SERIAL_BYTES, IssuingCa, serial_from
+from estserver.errors import (
+    CapacityError,
+    EstError,
+    InternalError,
+    KeyReused,
+    NotAuthenticated,
+    NotAuthorized,
+    UnknownLabel,
+)
+from estserver.identity import Authenticator
+from estserver.inventory import Inventory
+from estserver.model import (
+    BasicCredentials,
+    CertificateRecord,
+    Csr,
+    Der,
+    DeviceId,
+    Event,
+    Grant,
+    Identity,
+    IdentityKind,
+    Issued,
+    Operation,
+    Peer,
+    Refusal,
+    Reservation,
+)
+from estserver.policy import Ask, Profile, csr_attributes, decide, device_of
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Door:
+    """What stands behind one label: which CA signs by which profile.
+
+    Attributes:
+        ca_name: topic level of the CA's events.
+        binding_required: whether every CSR must carry the channel binding.
+    """
+
+    profile: Profile
+    ca: IssuingCa
+    ca_name: str
+    binding_required: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One enrolment as it came off the wire; `body` is still base64."""
+
+    operation: Operation
+    label: str
+    body: bytes
+    peer: Peer
+    credentials: BasicCredentials | None = None
+
+
+class Enrollment:
+    """Answers enrolments.
+
+    Args:
+        doors: by label; the empty label is the default one.
+        clock, random: the instant it is, and as many random bytes as asked.
+    """
+
+    def __init__(
+        self,
+        doors: Mapping[str, Door],
+        authenticator: Authenticator,
+        inventory: Inventory,
+        *,
+        clock: Callable[[], datetime],
+        random: Callable[[int], bytes],
+    ) -> None:
+        self._doors = doors
+        self._authenticator = authenticator
+        self._inventory = inventory
+        self._clock = clock
+        self._random = random
+
+    def ca_certificates(self, label: str) -> tuple[Der, ...]:
+        """Return the hierarchy behind a label, for `/cacerts` (RFC 7030 §4.1.3).
+
+        Raises:
+            UnknownLabel: no such label.
+        """
+        return self._door(label).ca.hierarchy
+
+    def csr_attributes(self, label: str) -> Der:
+        """Return what a CSR for a label should look like, for `/csrattrs` (RFC 7030 §4.5.2).
+
+        Raises:
+            UnknownLabel: no such label.
+        """
+        door = self._door(label)
+        return csr_attributes(door.profile, binding_required=door.binding_required)
+
+    def enroll(self, request: Request) -> Issued:
+        """Issue what is asked, or return what was issued for the same request before.
+
+        Raises:
+            EstError: every refusal, already written down; `StorageUnavailable` and `InternalError` when nothing was.
+        """
+        door = self._door(request.label)
+        now = self._clock()
+        asked: Csr | None = None
+        identity: Identity | None = None
+        try:
+            asked = csr.parse(asn1.decode_body(request.body))
+            identity = self._authenticator.identify(request.peer, request.credentials, request.label, now)
+            grant = self._decide(door, request, asked, identity, now)
+            slot = self._inventory.reserve(grant, serial_from(self._random(SERIAL_BYTES)), now)
+            return slot if isinstance(slot, Issued) else self._issue(door, slot)
+        except (NotAuthenticated, CapacityError, InternalError):
+            raise
+        except EstError as error:
+            self._write_down(door, request, asked, identity, error, now)
+            raise
+
+    def _door(self, label: str) -> Door:
+        door = self._doors.get(label)
+        if door is None:
+            raise UnknownLabel(f"there is no label {label!r} on this server")
+        return door
+
+    def _decide(self, door: Door, request: Request, asked: Csr, identity: Identity, now: datetime) -> Grant:
+        bound = binding.check(asked, request.peer, identity, required=door.binding_required)
+        previous = self._predecessor(door, request.operation, asked, identity, now)
+        ask = Ask(
+            operation=request.operation,
+            label=request.label,
+            identity=identity,
+            csr=asked,
+            previous=previous,
+            binding=bound,
+            now=now,
+            issuer_not_after=door.ca.not_after,
+            peer_address=request.peer.address,
+        )
+        return decide(door.profile, ask)
+
+    def _predecessor(
+        self, door: Door, operation: Operation, asked: Csr, identity: Identity, now: datetime
+    ) -> CertificateRecord | None:
+        """Find the certificate being renewed: the one shown, or another one of the same names (RFC 7030 §3.3.2)."""
+        if operation is not Operation.SIMPLEREENROLL:
+            return None
+        shown = identity.certificate
+        if shown is None:
+            raise NotAuthorized(
+                f"a {identity.kind} has no certificate of this CA to renew: use simpleenroll", code="nothing-to-renew"
+            )
+        device = device_of(door.profile, asked) or shown.device
+        if identity.kind is IdentityKind.CERTIFICATE or device == shown.device:
+            return shown
+        found = self._inventory.current_by_names(asked.subject, asked.san, device)
+        if found is None or found.revoked_at is not None or not found.not_before <= now <= found.not_after:
+            raise NotAuthorized(
+                f"there is no valid certificate with these names to renew for {device}", code="nothing-to-renew"
+            )
+        return found
+
+    def _issue(self, door: Door, reservation: Reservation) -> Issued:
+        try:
+            certificate = door.ca.issue(reservation)
+        except Exception as error:
+            _log.exception("signing failed")
+            self._inventory.void(reservation, "signing failed", self._clock())
+            if isinstance(error, InternalError):
+                raise
+            raise InternalError("the certificate could not be signed") from None
+        told = events.issued(reservation, certificate, ca=door.ca_name, issuer=door.ca.name, random=self._random)
+        return self._inventory.record(reservation, certificate, told, self._clock())
+
+    def _write_down(
+        self, door: Door, request: Request, asked: Csr | None, identity: Identity | None, error: EstError, now: datetime
+    ) -> None:
+        claimed = request.credentials.name if request.credentials is not None else "anonymous"
+        device = device_of(door.profile, asked) if asked is not None else None
+        refusal = Refusal(
+            code=error.code,
+            reasons=error.reasons,
+            operation=request.operation,
+            label=request.label,
+            requester=str(identity) if identity is not None else f"unrecognised:{claimed}",
+            peer_address=request.peer.address,
+            device=device,
+            spki_sha256=asked.spki_sha256 if asked is not None else None,
+        )
+        try:
+            self._inventory.refuse(refusal, now, self._findings(door, asked, device, error, now))
+        except CapacityError:
+            _log.exception("a refusal could not be written down: %s", error.code)
+
+    def _findings(
+        self, door: Door, asked: Csr | None, device: DeviceId | None, error: EstError, now: datetime
+    ) -> list[Event]:
+        if not isinstance(error, KeyReused) or asked is None or device is None:
+            return []
+        owner = self._inventory.key_device(asked.spki_sha256)
+        if owner is None or owner == device:
+            return []
+        return [events.key_reused(device, owner, asked, now, ca=door.ca_name, random=self._random)]

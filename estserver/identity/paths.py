@@ -1,0 +1,130 @@
+"""The only path validation of the server (RFC 5280 §6), by OpenSSL's X509StoreContext.
+
+Rules:
+- An anchor is trusted because an operator put it there, self-signed or not; nothing a peer sends becomes one.
+- Signatures, names, basicConstraints, path length and critical extensions are OpenSSL's to check; time is checked here,
+  on every certificate of the path and in both directions, so that each reason gets words of its own.
+- A leaf must be an end entity that may sign a TLS handshake as a client: keyUsage and extendedKeyUsage are honoured
+  where they are present and never demanded, since an IDevID has good reason to carry neither (IEEE 802.1AR).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TypeVar
+
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import ExtendedKeyUsageOID
+from OpenSSL import crypto
+
+from estserver.model import Der
+
+E = TypeVar("E", bound=x509.ExtensionType)
+_NO_CHECK_TIME = 0x200000  # X509_V_FLAG_NO_CHECK_TIME, which pyOpenSSL does not name
+INTERMEDIATES_MAX = 8
+_UNREADABLE = (ValueError, TypeError, UnsupportedAlgorithm, x509.DuplicateExtension, x509.InvalidVersion)
+
+
+@dataclass(frozen=True, slots=True)
+class Anchor:
+    """One trust anchor and the name it is known under."""
+
+    name: str
+    certificate: Der
+
+
+@dataclass(frozen=True, slots=True)
+class Path:
+    """A leaf that chains to an anchor; `problems` says, in words, why it is no good all the same.
+
+    Attributes:
+        leaf: the parsed leaf.
+        anchor: name of the anchor reached.
+    """
+
+    leaf: x509.Certificate
+    anchor: str
+    problems: tuple[str, ...] = ()
+
+
+class AnchorSet:
+    """One database of trust anchors: the explicit one or the implicit one (RFC 7030 §3.3.2).
+
+    Args:
+        anchors: what is trusted.
+        intermediates: certificates that help to reach an anchor; trusted for nothing by themselves.
+    """
+
+    def __init__(self, anchors: Sequence[Anchor], intermediates: Iterable[Der] = ()) -> None:
+        self._store = crypto.X509Store()
+        self._store.set_flags(crypto.X509StoreFlags.PARTIAL_CHAIN | _NO_CHECK_TIME)
+        self._names: dict[bytes, str] = {}
+        for anchor in anchors:
+            parsed = x509.load_der_x509_certificate(anchor.certificate)
+            self._store.add_cert(crypto.X509.from_cryptography(parsed))
+            self._names[bytes(anchor.certificate)] = anchor.name
+        self._intermediates = [x509.load_der_x509_certificate(der) for der in intermediates]
+
+    def path(self, leaf: Der, presented: Sequence[Der], now: datetime) -> Path | None:
+        """Build and check the path of a client certificate.
+
+        Args:
+            presented: what the peer sent beside its leaf, in any order.
+            now: the instant at which it must be valid.
+
+        Returns:
+            None when no anchor is reached or the certificate cannot be read.
+        """
+        try:
+            certificate = x509.load_der_x509_certificate(leaf)
+            others = [x509.load_der_x509_certificate(der) for der in presented[:INTERMEDIATES_MAX]]
+            chain = self._verified([certificate, *others, *self._intermediates])
+            if chain is None:
+                return None
+            anchor = self._names.get(chain[-1].public_bytes(Encoding.DER))
+            problems = (*_usage_problems(certificate), *_time_problems(chain, now))
+        except _UNREADABLE:
+            return None
+        return Path(certificate, anchor, problems) if anchor is not None else None
+
+    def _verified(self, certificates: Sequence[x509.Certificate]) -> list[x509.Certificate] | None:
+        leaf, *others = map(crypto.X509.from_cryptography, certificates)
+        try:
+            chain = crypto.X509StoreContext(self._store, leaf, others).get_verified_chain()
+        except crypto.X509StoreContextError:
+            return None
+        return [link.to_cryptography() for link in chain]
+
+
+def _time_problems(chain: Iterable[x509.Certificate], now: datetime) -> Iterable[str]:
+    for depth, certificate in enumerate(chain):
+        what = "the certificate" if depth == 0 else f"CA certificate {depth} of the chain"
+        if now < certificate.not_valid_before_utc:
+            yield f"{what} is not valid before {certificate.not_valid_before_utc:%Y-%m-%d %H:%M:%S} UTC"
+        if now > certificate.not_valid_after_utc:
+            yield f"{what} expired on {certificate.not_valid_after_utc:%Y-%m-%d %H:%M:%S} UTC"
+
+
+def _usage_problems(leaf: x509.Certificate) -> Iterable[str]:
+    constraints = extension(leaf, x509.BasicConstraints)
+    if constraints is not None and constraints.ca:
+        yield "a CA certificate is not a client"
+    usage = extension(leaf, x509.KeyUsage)
+    if usage is not None and not usage.digital_signature:
+        yield "its key usage does not allow digital signatures"
+    purposes = extension(leaf, x509.ExtendedKeyUsage)
+    allowed = (ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE)
+    if purposes is not None and not any(oid in purposes for oid in allowed):
+        yield "its extended key usage does not allow TLS client authentication"
+
+
+def extension(certificate: x509.Certificate, kind: type[E]) -> E | None:
+    """Return one extension of a certificate, or None."""
+    try:
+        return certificate.extensions.get_extension_for_class(kind).value
+    except x509.ExtensionNotFound:
+        return None

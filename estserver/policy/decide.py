@@ -1,0 +1,283 @@
+"""Profile + identity + request + what is known → a `Grant`, or every reason why not.
+
+Rules, all checked before anything is refused:
+1. The identity may ask for this profile, and the request names exactly one device that the identity may name.
+2. Key type, key size and signature hash are within the constraints.
+3. Every subject attribute and every SAN is allowed, by the profile or by what the identity itself was given.
+4. At a renewal, subject and SAN are those of the certificate being renewed (RFC 7030 §4.2.2); what it already has may
+   stay, whatever the profile says by now.
+5. Of the requested extensions only key usages count, as wishes within what the profile sets: never inverted, never
+   widened (RFC 5272 §3.1). CA:TRUE and unknown critical extensions are refused, the rest is dropped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Literal
+
+from cryptography import x509
+from cryptography.x509.oid import ExtensionOID
+
+from estserver.csr import KEY_USAGE_BITS
+from estserver.errors import NotAuthorized, PolicyRefused
+from estserver.model import (
+    CertificateRecord,
+    Csr,
+    Der,
+    DeviceId,
+    Extension,
+    GeneralName,
+    Grant,
+    Identity,
+    IdentityKind,
+    Operation,
+)
+from estserver.policy import names
+from estserver.policy.profile import EXTENDED_KEY_USAGES, NameRule, Profile
+
+NEVER = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)
+"""notAfter of a certificate without a good end date (RFC 5280 §4.1.2.5)."""
+
+ATTRIBUTE_MAX_CHARS = 64
+_PRINTABLE = ("serial_number", "country")
+
+BindingResult = Literal["verified", "absent", "asserted"]
+_MAY_BE_CRITICAL = frozenset(
+    oid.dotted_string
+    for oid in (ExtensionOID.KEY_USAGE, ExtensionOID.EXTENDED_KEY_USAGE, ExtensionOID.BASIC_CONSTRAINTS)
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One request, as everything before the policy has established it.
+
+    Attributes:
+        previous: the certificate being renewed; None for an enrolment.
+        issuer_not_after: end of the issuing CA's certificate; no leaf outlives it.
+    """
+
+    operation: Operation
+    label: str
+    identity: Identity
+    csr: Csr
+    previous: CertificateRecord | None
+    binding: BindingResult
+    now: datetime
+    issuer_not_after: datetime
+    peer_address: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """One reason why not; `authority` when the identity, rather than the request, is at fault."""
+
+    text: str
+    authority: bool = False
+
+
+def decide(profile: Profile, ask: Ask) -> Grant:
+    """Grant what is asked.
+
+    Raises:
+        NotAuthorized: the identity may not ask for this, together with every other reason there is.
+        PolicyRefused: the profile does not allow what is asked, with every reason.
+    """
+    device = device_of(profile, ask.csr)
+    violations = list(_violations(profile, ask, device))
+    if violations or device is None:
+        texts = dict.fromkeys(violation.text for violation in violations)
+        error = NotAuthorized if any(violation.authority for violation in violations) else PolicyRefused
+        raise error(*texts)
+    return _grant(profile, ask, device)
+
+
+def device_of(profile: Profile, csr: Csr) -> DeviceId | None:
+    """Return the one device a request names, or None when it names none, or two."""
+    for attribute in profile.device_id:
+        values = [a.value for a in csr.subject if a.oid == names.OIDS[attribute]]
+        if values:
+            return names.device_id(values[0]) if len(values) == 1 else None
+    return None
+
+
+def _violations(profile: Profile, ask: Ask, device: DeviceId | None) -> Iterator[Violation]:
+    yield from _identity(profile, ask, device)
+    yield from _key(profile, ask)
+    if ask.previous is not None:
+        yield from _renewal(profile, ask, ask.previous)
+    elif device is not None:
+        yield from _subject(profile, ask, device)
+        yield from _san(profile, ask, device)
+    yield from _extensions(profile, ask.csr)
+
+
+def _identity(profile: Profile, ask: Ask, device: DeviceId | None) -> Iterator[Violation]:
+    identity = ask.identity
+    if identity.kind not in profile.requesters:
+        allowed = ", ".join(profile.requesters)
+        yield Violation(f"profile {profile.name} is given to: {allowed}; this is a {identity.kind}", authority=True)
+    if identity.labels is not None and ask.label not in identity.labels:
+        yield Violation(f"{identity} may not use the label {ask.label or '(none)'!r}", authority=True)
+    if device is None:
+        where = " or ".join(profile.device_id)
+        yield Violation(f"the subject must carry one device id (lower case, at most 64 characters) as {where}")
+    elif not names.any_device(identity.devices, device):
+        yield Violation(f"{identity} may not name the device {device}", authority=True)
+
+
+def _key(profile: Profile, ask: Ask) -> Iterator[Violation]:
+    csr, limits = ask.csr, profile.constraints
+    kind = "RSA" if csr.key.algorithm == "RSA" else csr.key.name
+    low, high = limits.rsa_bits
+    if kind not in limits.key_types or (kind == "RSA" and not low <= csr.key.bits <= high):
+        yield Violation(f"{csr.key.name} offered; profile {profile.name} takes {key_types_text(profile)}")
+    if csr.signature_hash and csr.signature_hash not in limits.signature_hashes:
+        yield Violation(f"signed with {csr.signature_hash}; profile {profile.name} takes {limits.signature_hashes}")
+
+
+def key_types_text(profile: Profile) -> str:
+    """List the key types a profile takes, for people."""
+    low, high = profile.constraints.rsa_bits
+    return ", ".join(f"RSA {low} to {high}" if kind == "RSA" else kind for kind in profile.constraints.key_types)
+
+
+def _renewal(profile: Profile, ask: Ask, previous: CertificateRecord) -> Iterator[Violation]:
+    csr = ask.csr
+    if previous.profile != profile.name:
+        yield Violation(
+            f"the certificate being renewed has the profile {previous.profile}, not {profile.name}", authority=True
+        )
+    if not names.same_subject(csr.subject, previous.subject):
+        yield Violation(
+            f"the subject differs from the certificate being renewed: {names.subject_text(csr.subject)!r} "
+            f"instead of {names.subject_text(previous.subject)!r} (RFC 7030 §4.2.2)",
+            authority=True,
+        )
+    if csr.san != previous.san:
+        asked, had = (" ".join(map(str, san)) or "none" for san in (csr.san, previous.san))
+        yield Violation(f"the SAN differs from the certificate being renewed: {asked} instead of {had}", authority=True)
+    if csr.key.name != previous.key_name and not profile.renewal.may_change_algorithm:
+        yield Violation(f"profile {profile.name} renews {previous.key_name} with {previous.key_name} only")
+
+
+def _subject(profile: Profile, ask: Ask, device: DeviceId) -> Iterator[Violation]:
+    rules, seen = profile.allowed.subject, set[str]()
+    for attribute in ask.csr.subject:
+        name = names.attribute_name(attribute.oid)
+        rule = rules.get(name)
+        if rule is None:
+            yield Violation(f"profile {profile.name} allows no {name} in the subject; it allows {', '.join(rules)}")
+            continue
+        if name in seen:
+            yield Violation(f"the subject has {name} twice")
+        seen.add(name)
+        if not any(
+            names.matches("text", value.replace("{device}", device), attribute.value.lower()) for value in rule.values
+        ):
+            yield Violation(f"{name} {attribute.value!r} does not fit {_patterns(rule, device)}")
+        if len(attribute.value) > ATTRIBUTE_MAX_CHARS:
+            yield Violation(f"{name} is longer than {ATTRIBUTE_MAX_CHARS} characters (RFC 5280 appendix A)")
+        if name in _PRINTABLE and not names.is_printable_string(attribute.value):
+            yield Violation(f"{name} {attribute.value!r} has characters that a PrintableString cannot hold")
+    yield from (
+        Violation(f"profile {profile.name} requires {name} in the subject")
+        for name, rule in rules.items()
+        if rule.required and name not in seen
+    )
+
+
+def _san(profile: Profile, ask: Ask, device: DeviceId) -> Iterator[Violation]:
+    rules = profile.allowed.san
+    for name in ask.csr.san:
+        rule = rules.get(name.kind)
+        if rule is None:
+            yield Violation(f"profile {profile.name} allows no {name.kind} names in the SAN")
+        elif not _san_allowed(rule, name, ask.identity, device):
+            yield Violation(f"{ask.identity} may not have the name {name}", authority=True)
+    kinds = {name.kind for name in ask.csr.san}
+    yield from (
+        Violation(f"profile {profile.name} requires a {kind} name in the SAN")
+        for kind, rule in rules.items()
+        if rule.required and kind not in kinds
+    )
+
+
+def _san_allowed(rule: NameRule, name: GeneralName, identity: Identity, device: DeviceId) -> bool:
+    own = identity.names if rule.identity else ()
+    patterns = [f"{name.kind}:{value.replace('{device}', device)}" for value in rule.values]
+    return any(names.name_matches(pattern, name) for pattern in (*patterns, *own))
+
+
+def _patterns(rule: NameRule, device: DeviceId) -> str:
+    return " or ".join(value.replace("{device}", device) for value in rule.values)
+
+
+def _extensions(profile: Profile, csr: Csr) -> Iterator[Violation]:
+    if csr.ca:
+        yield Violation("a CA certificate is asked for (basicConstraints CA:TRUE)", authority=True)
+    for wish in csr.extensions:
+        if wish.critical and wish.oid not in _MAY_BE_CRITICAL:
+            yield Violation(f"extension {wish.oid} is marked critical and is none that this server sets")
+    if csr.key_usage is not None and not key_usage(profile, csr):
+        asked, given = ", ".join(csr.key_usage) or "none", ", ".join(_key_usages(profile, csr))
+        yield Violation(f"key usage {asked} asked; profile {profile.name} gives {given}")
+    if csr.extended_key_usage is not None and not extended_key_usage(profile, csr):
+        asked, given = ", ".join(csr.extended_key_usage), ", ".join(profile.certificate.extended_key_usage) or "none"
+        yield Violation(f"extended key usage {asked} asked; profile {profile.name} gives {given}")
+
+
+def _key_usages(profile: Profile, csr: Csr) -> tuple[str, ...]:
+    return profile.certificate.key_usage_rsa if csr.key.algorithm == "RSA" else profile.certificate.key_usage
+
+
+def key_usage(profile: Profile, csr: Csr) -> tuple[str, ...]:
+    """Return what the profile gives and the request, if it says anything, asks: a wish only ever narrows."""
+    given = _key_usages(profile, csr)
+    return given if csr.key_usage is None else tuple(usage for usage in given if usage in csr.key_usage)
+
+
+def extended_key_usage(profile: Profile, csr: Csr) -> tuple[str, ...]:
+    """Return the purposes, as dotted OIDs, by the same rule as `key_usage`."""
+    given = tuple(EXTENDED_KEY_USAGES[name] for name in profile.certificate.extended_key_usage)
+    return given if csr.extended_key_usage is None else tuple(oid for oid in given if oid in csr.extended_key_usage)
+
+
+def _grant(profile: Profile, ask: Ask, device: DeviceId) -> Grant:
+    rules, csr = profile.certificate, ask.csr
+    not_before = ask.now - rules.backdate
+    wanted = NEVER if rules.lifetime == "never" else ask.now + rules.lifetime
+    not_after = min(wanted, ask.issuer_not_after)
+    return Grant(
+        operation=ask.operation,
+        label=ask.label,
+        profile=profile.name,
+        requester=str(ask.identity),
+        credential=ask.identity.name if ask.identity.kind is IdentityKind.CREDENTIAL else None,
+        device=device,
+        csr=csr,
+        subject=csr.subject,
+        san=csr.san,
+        extensions=usage_extensions(key_usage(profile, csr), extended_key_usage(profile, csr)),
+        not_before=not_before,
+        not_after=not_after,
+        renew_after=ask.now + (not_after - ask.now) * rules.renew_at,
+        predecessor=ask.previous.serial if ask.previous is not None else None,
+        key_reuse=profile.renewal.key_reuse == "same-device",
+        binding=ask.binding,
+        peer_address=ask.peer_address,
+    )
+
+
+def usage_extensions(usages: Sequence[str], purposes: Sequence[str]) -> tuple[Extension, ...]:
+    """Encode key usage (critical, RFC 5280 §4.2.1.3) and extended key usage, leaving out what is empty."""
+    extensions = []
+    if usages:
+        bits = x509.KeyUsage(**{bit: bit in usages for bit in KEY_USAGE_BITS})
+        extensions.append(Extension(bits.oid.dotted_string, critical=True, value=Der(bits.public_bytes())))
+    if purposes:
+        ekus = x509.ExtendedKeyUsage([x509.ObjectIdentifier(oid) for oid in purposes])
+        extensions.append(Extension(ekus.oid.dotted_string, critical=False, value=Der(ekus.public_bytes())))
+    return tuple(extensions)

@@ -1,0 +1,153 @@
+"""A profile: one TOML file that says what a kind of certificate is and who may ask for what.
+
+Rules:
+- Deny by default: a subject attribute or a kind of SAN that `[allowed]` does not name may not be asked for.
+- `[constraints]` limits what every request has: its key and its signature.
+- `[certificate]` is what the CA sets by itself; nothing of it comes from the request.
+- `{device}` in a pattern is the id of the device that the certificate is for.
+- Unknown keys are errors, and all problems of a file are reported at once.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from estserver.config import Duration, explain_validation
+from estserver.errors import ConfigError
+from estserver.model import IdentityKind
+from estserver.policy import names
+
+SAN_KINDS = ("dns", "ip", "uri", "email")
+EXTENDED_KEY_USAGES = {
+    "client_auth": "1.3.6.1.5.5.7.3.2",
+    "server_auth": "1.3.6.1.5.5.7.3.1",
+    "cmc_ra": "1.3.6.1.5.5.7.3.28",
+}
+
+SubjectAttribute = Literal["common_name", "serial_number"]
+KeyType = Literal["P-256", "P-384", "P-521", "RSA", "Ed25519", "Ed448", "ML-DSA-44", "ML-DSA-65", "ML-DSA-87"]
+KeyUsageName = Literal["digital_signature", "content_commitment", "key_encipherment", "key_agreement"]
+EkuName = Literal["client_auth", "server_auth", "cmc_ra"]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", str_max_length=1024)
+
+
+class NameRule(_Section):
+    """What one subject attribute, or one kind of SAN, may be.
+
+    Attributes:
+        values: patterns; `{device}` stands for the device id.
+        identity: also whatever the asking identity itself was given (credential, certificate being renewed).
+        required: the request must have one.
+    """
+
+    values: tuple[str, ...] = ()
+    identity: bool = False
+    required: bool = False
+
+
+class Allowed(_Section):
+    """`[allowed]`: the names a request may carry; what is absent may not be asked for."""
+
+    subject: dict[str, NameRule] = Field(default_factory=dict)
+    san: dict[str, NameRule] = Field(default_factory=dict)
+
+
+class Constraints(_Section):
+    """`[constraints]`: limits on the key and the signature of the request."""
+
+    key_types: tuple[KeyType, ...] = Field(min_length=1)
+    rsa_bits: tuple[int, int] = (2048, 4096)
+    signature_hashes: tuple[Literal["SHA256", "SHA384", "SHA512"], ...] = ("SHA256", "SHA384", "SHA512")
+
+
+class CertificateSection(_Section):
+    """`[certificate]`: what the CA sets.
+
+    Attributes:
+        lifetime: how long it is valid; `never` ends it 9999-12-31 (IEEE 802.1AR IDevIDs).
+        renew_at: the fraction of its life after which it is due.
+        backdate: how far notBefore lies in the past, for clocks that are slow.
+        key_usage: for keys that sign; RSA keys may ask for `key_usage_rsa` as well.
+    """
+
+    lifetime: Duration | Literal["never"]
+    renew_at: float = Field(default=0.66, gt=0, le=1)
+    backdate: Duration = timedelta(minutes=5)
+    key_usage: tuple[KeyUsageName, ...] = ("digital_signature",)
+    key_usage_rsa: tuple[KeyUsageName, ...] = ("digital_signature", "key_encipherment")
+    extended_key_usage: tuple[EkuName, ...] = ()
+
+
+class Renewal(_Section):
+    """`[renewal]`: what `/simplereenroll` may keep and change.
+
+    Attributes:
+        key_reuse: `never`, or `same-device` for secure elements whose key cannot be made anew.
+        may_change_algorithm: a renewal may bring a key of another kind.
+    """
+
+    key_reuse: Literal["never", "same-device"] = "never"
+    may_change_algorithm: bool = True
+
+
+def _known_names(allowed: Allowed) -> Allowed:
+    for what, rules, known in (
+        ("subject attributes", allowed.subject, names.OIDS),
+        ("SAN kinds", allowed.san, SAN_KINDS),
+    ):
+        unknown = [name for name in rules if name not in known]
+        if unknown:
+            raise ValueError(f"unknown {what} {', '.join(unknown)}; known are {', '.join(known)}")
+    return allowed
+
+
+class Profile(_Section):
+    """One kind of certificate.
+
+    Attributes:
+        name: file name without `.toml`.
+        device_id: which subject attribute carries the device id; the first that is there counts.
+        requesters: how somebody must have been recognised to ask for this profile.
+        preferred_key: what `/csrattrs` suggests when several key types are allowed.
+    """
+
+    name: str = Field(pattern=r"^[a-z0-9]([a-z0-9_-]{0,62}[a-z0-9])?$")
+    description: str
+    device_id: tuple[SubjectAttribute, ...] = ("common_name", "serial_number")
+    requesters: tuple[IdentityKind, ...]
+    preferred_key: KeyType | None = None
+    allowed: Annotated[Allowed, AfterValidator(_known_names)]
+    constraints: Constraints
+    certificate: CertificateSection
+    renewal: Renewal = Renewal()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Profile:
+        if self.preferred_key is not None and self.preferred_key not in self.constraints.key_types:
+            raise ValueError("preferred_key is not one of constraints.key_types")
+        if not any(attribute in self.allowed.subject for attribute in self.device_id):
+            raise ValueError("device_id names no attribute that [allowed.subject] allows: nobody could ever enrol")
+        return self
+
+
+def parse_profile(name: str, text: str, *, source: Path) -> Profile:
+    """Read one profile.
+
+    Raises:
+        ConfigError: with every problem and the file it is in.
+    """
+    try:
+        values = tomllib.loads(text)
+        return Profile.model_validate({**values, "name": name})
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{source} is not TOML: {error}") from None
+    except ValidationError as error:
+        raise ConfigError(*explain_validation(source, error)) from None
