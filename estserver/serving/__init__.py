@@ -1,0 +1,17 @@
+"""A TLS front for any WSGI application: gunicorn's master, our own non-blocking worker, TLS by pyOpenSSL.
+
+What it adds to the application's environ is `environ["tls.peer"]`, a `TlsPeer`: the client's certificate and chain as
+presented, what OpenSSL thought of them, and the channel bindings of the connection (RFC 5929, RFC 9266). It trusts
+nobody and refuses nobody: who a certificate stands for, and whether that is enough, is the application's to say.
+
+The rooms: `options` what may be set; `context` how TLS is spoken; `peer` the facts of one handshake; `request` and
+`answer` HTTP/1.1 as bytes; `connection` one connection as a state machine; `deadlines` who has been waiting too long;
+`worker` the event loop; `master` gunicorn around it. Nothing here knows what the application is for.
+"""
+
+from estserver.serving.errors import CannotServe
+from estserver.serving.master import serve
+from estserver.serving.options import ServeOptions
+from estserver.serving.peer import TlsPeer
+
+__all__ = ["CannotServe", "ServeOptions", "TlsPeer", "serve"]

@@ -1,0 +1,61 @@
+"""What one handshake proved about the client: the value handed to the application as `environ["tls.peer"]`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cryptography.hazmat.primitives.serialization import Encoding
+from OpenSSL import SSL
+
+from estserver.serving.binding import extended_master_secret, session_reused
+
+EXPORTER_LABEL = b"EXPORTER-Channel-Binding"  # RFC 9266 §4: 32 octets, zero-length context
+EXPORTER_BYTES = 32
+
+
+@dataclass(frozen=True, slots=True)
+class TlsPeer:
+    """The client's side of one TLS connection, as presented; nothing in it has been trusted yet.
+
+    Attributes:
+        version: `TLSv1.2` or `TLSv1.3`.
+        cipher: OpenSSL's name of the cipher suite.
+        certificate: the client's certificate in DER, or None if it sent none; the handshake proved possession of its key.
+        chain: the certificates it sent after that one, in its order, in DER.
+        verify_errors: (depth, X509_V_ERR code) for everything OpenSSL found, without any trust anchor.
+        tls_unique: RFC 5929 channel binding; TLS 1.2 with extended master secret only.
+        tls_exporter: RFC 9266 channel binding; TLS 1.3 only.
+        extended_master_secret: RFC 7627 on TLS 1.2; None on TLS 1.3, where it has no meaning.
+    """
+
+    version: str
+    cipher: str
+    certificate: bytes | None
+    chain: tuple[bytes, ...]
+    verify_errors: tuple[tuple[int, int], ...]
+    tls_unique: bytes | None
+    tls_exporter: bytes | None
+    extended_master_secret: bool | None
+
+
+def peer_of(connection: SSL.Connection) -> TlsPeer:
+    """Collect the facts of a finished handshake; `context` wrote the verify errors into its app data."""
+    leaf = connection.get_peer_certificate(as_cryptography=True)
+    rest = connection.get_peer_cert_chain(as_cryptography=True) if leaf else None
+    tls12 = connection.get_protocol_version() == SSL.TLS1_2_VERSION
+    secret = extended_master_secret(connection) if tls12 else None
+    return TlsPeer(
+        version=connection.get_protocol_version_name(),
+        cipher=connection.get_cipher_name() or "",
+        certificate=leaf.public_bytes(Encoding.DER) if leaf else None,
+        chain=tuple(certificate.public_bytes(Encoding.DER) for certificate in rest or ()),
+        verify_errors=tuple(connection.get_app_data()),
+        tls_unique=_tls_unique(connection) if secret else None,
+        tls_exporter=None if tls12 else connection.export_keying_material(EXPORTER_LABEL, EXPORTER_BYTES, b""),
+        extended_master_secret=secret,
+    )
+
+
+def _tls_unique(connection: SSL.Connection) -> bytes | None:
+    """Give the first Finished of the handshake (RFC 5929 §3.1): the client's, because no session is ever resumed."""
+    return None if session_reused(connection) else connection.get_peer_finished()
