@@ -26,9 +26,27 @@ _PAGE = 500
 _COLUMNS = ("serial", "device", "profile", "status", "not_after", "subject")
 Status = Literal["valid", "revoked", "superseded"]
 _FIELDS = (
-    "serial device profile label operation requester status key subject san not_before not_after renew_after issued_at "
-    "predecessor superseded_by revoked_at revocation_reason spki_sha256 sha256"
-).split()  # noqa: SIM905 - twenty names read better as one text
+    "serial",
+    "device",
+    "profile",
+    "label",
+    "operation",
+    "requester",
+    "status",
+    "key",
+    "subject",
+    "san",
+    "not_before",
+    "not_after",
+    "renew_after",
+    "issued_at",
+    "predecessor",
+    "superseded_by",
+    "revoked_at",
+    "revocation_reason",
+    "spki_sha256",
+    "sha256",
+)
 
 
 @click.group()

@@ -60,6 +60,7 @@ def revoke(serial: Serial | None, device: DeviceId | None, reason: str, home: Pa
 
 def _announce(settings: Settings, reason: str, at: datetime) -> Announce:
     def announce(record: CertificateRecord) -> Sequence[Event]:
-        return events.revoked(record, reason, at, ca=settings.ca.name, random=os.urandom)
+        section = settings.label(record.label) or settings.default_label
+        return events.revoked(record, reason, at, ca=section.ca, random=os.urandom)
 
     return announce

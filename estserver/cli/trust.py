@@ -82,8 +82,8 @@ def _ca_certificate(file: Path, at: datetime) -> Der:
     try:
         certificates = x509.load_pem_x509_certificates(data)
         problem = _unfit(certificates, at)
-    except ValueError as error:
-        certificates, problem = [], f"is not a certificate in PEM ({error})"
+    except ValueError:
+        certificates, problem = [], "holds no certificate in PEM that can be read"
     if problem:
         raise ConfigError(f"{file} {problem}", advice="name a file with one CA certificate of the manufacturer in PEM")
     return Der(certificates[0].public_bytes(Encoding.DER))
