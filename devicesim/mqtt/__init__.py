@@ -1,0 +1,1 @@
+"""Announcements: topics, signed events, the outbox, and the brokers that carry them."""
