@@ -74,9 +74,8 @@ class TlsSection(_Section):
 
 
 class CaSection(_Section):
-    """`[ca]`: the issuing CA; the root's key is never opened by the server."""
+    """`[cas.NAME]`: one issuing CA; NAME is the topic level of its events. The root's key is never opened."""
 
-    name: str = Field(pattern=r"^[a-z0-9]([a-z0-9_-]{0,62}[a-z0-9])?$", description="topic level of the CA's events")
     root: Path = Path("root.pem")
     certificate: Path = Path("issuing.pem")
     key: Path = Path("private/issuing.key")
@@ -87,6 +86,7 @@ class LabelSection(_Section):
     """`[labels.NAME]`: one path segment, one profile (RFC 7030 §3.2.2)."""
 
     profile: str
+    ca: str
     channel_binding: Literal["if-present", "required"] = "if-present"
 
 
@@ -114,27 +114,31 @@ class Settings(_Section):
         home: the directory that paths are relative to; not part of the file.
         realm: shown in the HTTP challenge.
         default_label: what answers when a path carries no label.
-        labels: by name; the default label's name is not served as a path segment unless it is listed too.
+        labels: by name, each one path segment.
+        cas: by name; the default label's is the one whose certificates authenticate here.
         implicit_trust: whether manufacturers' IDevIDs may bootstrap (RFC 7030 §3.3.2).
     """
 
     home: Path
     realm: str = Field(default="Estline", pattern=r'^[^"\\\r\n]{1,64}$')
     implicit_trust: bool = True
-    default_label: LabelSection = LabelSection(profile="device")
+    default_label: LabelSection
     labels: dict[str, LabelSection] = Field(default_factory=dict)
     server: ServerSection = ServerSection()
     tls: TlsSection = TlsSection()
-    ca: CaSection
+    cas: dict[Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9_-]{0,62}[a-z0-9])?$")], CaSection] = Field(min_length=1)
     storage: StorageSection = StorageSection()
     mqtt: MqttSection = MqttSection()
 
     @model_validator(mode="after")
-    def _labels_are_not_operations(self) -> Settings:
+    def _labels_make_sense(self) -> Settings:
         problems = [name for name in self.labels if name in RESERVED_LABELS]
         problems += [name for name in self.labels if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._~-]{0,63}", name)]
         if problems:
             raise ValueError(f"labels must be one path segment and no operation name: {', '.join(problems)}")
+        strays = {section.ca for section in (self.default_label, *self.labels.values())} - set(self.cas)
+        if strays:
+            raise ValueError(f"labels name CAs that [cas] does not have: {', '.join(sorted(strays))}")
         return self
 
     def path(self, relative: Path) -> Path:

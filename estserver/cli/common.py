@@ -85,11 +85,9 @@ def open_inventory(home: Path, settings: Settings | None = None) -> Inventory:
     Raises:
         ConfigError: no home there, or a database this program cannot use.
     """
-    from estserver.inventory import Inventory  # noqa: PLC0415 - SQLAlchemy is slow to import; --help need not pay
+    from estserver.assembly import inventory_of  # noqa: PLC0415 - SQLAlchemy is slow to import; --help need not pay
 
-    settings = settings or load_settings(home)
-    url = settings.storage.url
-    return Inventory.open(url if "://" in url else str(settings.path(Path(url))))
+    return inventory_of(settings or load_settings(home))
 
 
 def credential_pepper(home: Path) -> bytes:

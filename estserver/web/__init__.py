@@ -1,0 +1,45 @@
+"""The only Flask of the server: `create_app` and its blueprints."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+from flask import Flask
+
+from estserver.assembly import enrollment_of, inventory_of
+from estserver.config import Settings
+from estserver.inventory import Inventory
+from estserver.web import errors
+from estserver.web.est import est
+
+__all__ = ["create_app"]
+
+
+def create_app(
+    settings: Settings,
+    *,
+    inventory: Inventory | None = None,
+    clock: Callable[[], datetime] = lambda: datetime.now(UTC).replace(microsecond=0),
+    random: Callable[[int], bytes] = os.urandom,
+) -> Flask:
+    """Make the WSGI application of one home, to be served by `estserver.serving`.
+
+    Args:
+        inventory: an open one; by default the one that the settings name is opened.
+        clock, random: the instant it is, and as many random bytes as asked.
+
+    Raises:
+        ConfigError: the home is not whole.
+    """
+    enrollment = enrollment_of(settings, inventory or inventory_of(settings), clock=clock, random=random)
+    app = Flask(__name__, static_folder=None)
+    app.config["MAX_CONTENT_LENGTH"] = settings.server.body_max_bytes
+    app.config["ESTLINE_REALM"] = settings.realm
+    app.extensions["estline.enrollment"] = enrollment
+    app.url_map.strict_slashes = True
+    app.url_map.merge_slashes = False
+    app.register_blueprint(est)
+    errors.install(app)
+    return app

@@ -1,0 +1,136 @@
+"""Settings → the parts of a running server: the only place that knows which file becomes which room.
+
+Rules:
+- Everything is read and checked before anything is served: a home that is not whole is one `ConfigError`, with every
+  profile's problems at once.
+- The root's key is never opened.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from estserver.ca import IssuingCa
+from estserver.config import CaSection, LabelSection, Settings
+from estserver.enroll import Door, Enrollment
+from estserver.errors import ConfigError
+from estserver.identity import Anchor, AnchorSet, Authenticator, CredentialVerifier
+from estserver.inventory import Inventory
+from estserver.keys import FileSigner
+from estserver.model import Der
+from estserver.policy import Profile, parse_profile
+
+PROFILES = Path("profiles")
+PEPPER = Path("private/credential.key")
+
+
+def inventory_of(settings: Settings) -> Inventory:
+    """Open the inventory that the settings name.
+
+    Raises:
+        ConfigError: missing, damaged, or of a newer program.
+    """
+    url = settings.storage.url
+    return Inventory.open(url if "://" in url else settings.path(Path(url)))
+
+
+def enrollment_of(
+    settings: Settings,
+    inventory: Inventory,
+    *,
+    clock: Callable[[], datetime],
+    random: Callable[[int], bytes],
+) -> Enrollment:
+    """Assemble the enrolment path of a home.
+
+    Raises:
+        ConfigError: a file is missing or wrong, or a label names what does not exist.
+    """
+    profiles = load_profiles(settings.path(PROFILES))
+    cas = {name: load_ca(settings, section) for name, section in settings.cas.items()}
+    labels = {"": settings.default_label, **settings.labels}
+    doors = {label: _door(label, section, profiles, cas) for label, section in labels.items()}
+    own = cas[settings.default_label.ca]
+    authenticator = Authenticator(
+        inventory,
+        AnchorSet([Anchor("estline", own.chain[-1])], own.hierarchy[:-1]),
+        CredentialVerifier(read_bytes(settings.path(PEPPER))),
+        implicit_trust=settings.implicit_trust,
+    )
+    return Enrollment(doors, authenticator, inventory, clock=clock, random=random)
+
+
+def _door(
+    label: str,
+    section: LabelSection,
+    profiles: Mapping[str, Profile],
+    cas: Mapping[str, IssuingCa],
+) -> Door:
+    profile = profiles.get(section.profile)
+    if profile is None:
+        where = f"label {label!r}" if label else "default_label"
+        raise ConfigError(
+            f"{where} names the profile {section.profile!r}, and profiles/{section.profile}.toml is missing"
+        )
+    return Door(profile, cas[section.ca], section.ca, binding_required=section.channel_binding == "required")
+
+
+def load_profiles(directory: Path) -> dict[str, Profile]:
+    """Read every profile of a directory.
+
+    Raises:
+        ConfigError: with the problems of all of them.
+    """
+    profiles, problems = {}, list[str]()
+    try:
+        paths = sorted(directory.glob("*.toml"))
+        for path in paths:
+            try:
+                profiles[path.stem] = parse_profile(path.stem, path.read_text("utf-8"), source=path)
+            except ConfigError as error:
+                problems += error.reasons
+    except (OSError, UnicodeDecodeError) as error:
+        problems.append(f"{directory} cannot be read: {error}")
+    if problems or not profiles:
+        raise ConfigError(*(problems or [f"there is no profile in {directory}"]))
+    return profiles
+
+
+def load_ca(settings: Settings, section: CaSection) -> IssuingCa:
+    """Open an issuing CA: its certificate, its chain, and the only private key that serving needs."""
+    certificate, *rest = load_certificates(settings.path(section.certificate))
+    chain = [*rest, *load_certificates(settings.path(section.root))]
+    passphrase = None
+    if section.passphrase_file is not None:
+        passphrase = read_bytes(settings.path(section.passphrase_file)).rstrip(b"\r\n")
+    return IssuingCa(certificate, chain, FileSigner.load(settings.path(section.key), passphrase))
+
+
+def load_certificates(path: Path) -> list[Der]:
+    """Read the certificates of a PEM file.
+
+    Raises:
+        ConfigError: missing, or nothing in it that is a certificate.
+    """
+    try:
+        parsed = x509.load_pem_x509_certificates(read_bytes(path))
+    except ValueError:
+        raise ConfigError(f"{path} holds no PEM certificate") from None
+    return [Der(certificate.public_bytes(Encoding.DER)) for certificate in parsed]
+
+
+def read_bytes(path: Path) -> bytes:
+    """Read a small file of the home.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from None

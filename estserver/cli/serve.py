@@ -1,0 +1,103 @@
+"""`estserver serve`: answer EST."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from estserver.cli.common import home_option, now
+from estserver.config import Settings, load_settings
+from estserver.errors import ConfigError
+
+if TYPE_CHECKING:
+    from estserver.serving.options import ServeOptions, WsgiApp
+
+_log = logging.getLogger("estserver")
+
+
+@click.command()
+@home_option
+@click.option("--listen", metavar="HOST:PORT", help="Instead of [server] listen; port 0 lets the system choose.")
+@click.option("--workers", type=click.IntRange(1, 64), help="Instead of [server] workers.")
+def serve(home: Path, listen: str | None, workers: int | None) -> None:
+    """Serve EST over TLS until SIGTERM; prints one line `ready https://…` when it accepts.
+
+    SIGTERM finishes what is in flight; SIGHUP reads certificate and configuration again.
+
+    \b
+    estserver serve --home certs --listen 0.0.0.0:8443
+    """
+    from estserver.serving import CannotServe, serve  # noqa: PLC0415 - slow imports, not needed for --help
+
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    settings = load_settings(home)
+    options = _options(settings, listen or settings.server.listen, workers or settings.server.workers)
+    _look_first(settings)
+    try:
+        status = serve(partial(_load_app, home), options)
+    except CannotServe as error:
+        raise ConfigError(str(error), advice=f"see [server] and [tls] in {home / 'estserver.toml'}") from None
+    raise click.exceptions.Exit(status)
+
+
+def _look_first(settings: Settings) -> None:
+    """Check the whole home before anything is served, and settle what an earlier run left open."""
+    from estserver.assembly import enrollment_of, inventory_of  # noqa: PLC0415 - slow imports
+
+    with inventory_of(settings) as inventory:
+        enrollment_of(settings, inventory, clock=now, random=os.urandom)
+        for left in inventory.leftovers_void(now()):
+            _log.warning("void: serial %x was reserved for %s and never recorded", left.serial, left.device)
+
+
+def _load_app(home: Path) -> WsgiApp:
+    """Make the application, once in each worker."""
+    from estserver.assembly import inventory_of  # noqa: PLC0415 - slow imports
+    from estserver.web import create_app  # noqa: PLC0415 - slow imports
+
+    settings = load_settings(home)
+    inventory = inventory_of(settings)
+    if settings.mqtt.broker:
+        from estserver.announce import start_announcer  # noqa: PLC0415 - paho, only where there is a broker
+
+        start_announcer(settings, inventory_of(settings), clock=now)
+    app: WsgiApp = create_app(settings, inventory=inventory, clock=now)
+    return app
+
+
+def _options(settings: Settings, listen: str, workers: int) -> ServeOptions:
+    from estserver.serving import ServeOptions  # noqa: PLC0415 - slow imports
+
+    host, _, port = listen.rpartition(":")
+    server = settings.server
+    if not host or not port.isdigit() or int(port) > 65535:
+        raise ConfigError(f"--listen {listen!r} is not HOST:PORT")
+    return ServeOptions(
+        host=host.strip("[]"),
+        port=int(port),
+        workers=workers,
+        certificate_path=settings.path(settings.tls.certificate),
+        private_key=settings.path(settings.tls.key),
+        handshake_deadline_seconds=server.handshake_deadline.total_seconds(),
+        head_deadline_seconds=server.head_deadline.total_seconds(),
+        body_deadline_seconds=server.body_deadline.total_seconds(),
+        idle_deadline_seconds=server.idle_deadline.total_seconds(),
+        head_max_bytes=server.head_max_bytes,
+        body_max_bytes=server.body_max_bytes,
+        connections_max=server.connections_max,
+        connections_per_address_max=server.connections_per_address_max or None,
+        graceful_seconds=server.graceful_deadline.total_seconds(),
+        on_ready=_say_ready,
+    )
+
+
+def _say_ready(host: str, port: int) -> None:
+    shown = f"[{host}]" if ":" in host else host
+    click.echo(f"ready https://{shown}:{port}/.well-known/est")
+    sys.stdout.flush()

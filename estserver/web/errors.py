@@ -1,0 +1,116 @@
+"""The one table that turns errors into HTTP.
+
+Rules:
+- An error on an EST path is text/plain, one line a reason, never HTML (RFC 7030 §4.2.3, RFC 8951 §5).
+- A 401 carries a challenge and an empty body; Bouncy Castle and libest want it so.
+- Retry-After is always in seconds: strongSwan and libest read no date.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+
+from flask import Flask, Response, current_app
+from werkzeug.exceptions import HTTPException, MethodNotAllowed, RequestEntityTooLarge
+
+from estserver.errors import (
+    AuthenticationError,
+    CapacityError,
+    EstError,
+    InternalError,
+    KeyReused,
+    NotFound,
+    PolicyRefused,
+    Refused,
+    RequestError,
+    UnknownLabel,
+)
+
+_log = logging.getLogger(__name__)
+
+
+class WrongMediaType(RequestError):
+    """The body is labelled as something else than the operation takes (RFC 7030 §3.2.4)."""
+
+    code = "wrong-media-type"
+
+
+class NotImplementedHere(EstError):
+    """An optional operation that this server does not offer."""
+
+    code = "not-implemented"
+
+
+STATUS: tuple[tuple[type[EstError], int], ...] = (
+    (WrongMediaType, 415),
+    (NotImplementedHere, 501),
+    (RequestError, 400),
+    (AuthenticationError, 401),
+    (PolicyRefused, 400),
+    (Refused, 403),
+    (KeyReused, 403),
+    (UnknownLabel, 404),
+    (NotFound, 404),
+    (CapacityError, 503),
+    (InternalError, 500),
+)
+"""First match wins; what is not here is ours to blame: 500."""
+
+RETRY_SECONDS = 5
+
+
+def install(app: Flask) -> None:
+    """Register the handlers for everything that can end a request."""
+    app.register_error_handler(EstError, _est_error)
+    app.register_error_handler(HTTPException, _http_error)
+    app.register_error_handler(Exception, _unexpected)
+
+
+def status_of(error: EstError) -> int:
+    """Return the HTTP status of an error."""
+    return next((status for kind, status in STATUS if isinstance(error, kind)), 500)
+
+
+def _est_error(error: EstError) -> Response:
+    status = status_of(error)
+    if status == 401:
+        response = Response(status=401)
+        realm = current_app.config["ESTLINE_REALM"]
+        response.headers["WWW-Authenticate"] = f'Basic realm="{realm}", charset="UTF-8"'
+        del response.headers["Content-Type"]
+        return response
+    if status == 500:
+        _log.error("internal error: %s", error)
+        return _text("the server failed to do this; nothing was issued", 500)
+    lines = [*error.reasons, *([error.advice] if error.advice else [])]
+    response = _text("\n".join(lines), status)
+    if error.retry_after is not None or status == 503:
+        seconds = RETRY_SECONDS if error.retry_after is None else max(1, round(error.retry_after.total_seconds()))
+        response.headers["Retry-After"] = str(seconds)
+    return response
+
+
+def _http_error(error: HTTPException) -> Response:
+    texts = {
+        404: "there is no such EST operation or label here",
+        405: "this operation does not take that method",
+        413: "the body is larger than this server takes",
+    }
+    status = error.code or 500
+    response = _text(texts.get(status, error.name.lower()), status)
+    if isinstance(error, MethodNotAllowed) and error.valid_methods:
+        response.headers["Allow"] = ", ".join(sorted(error.valid_methods))
+    if isinstance(error, RequestEntityTooLarge):
+        response.headers["Connection"] = "close"
+    return response
+
+
+def _unexpected(error: Exception) -> Response:
+    _log.error("unexpected error", exc_info=error)
+    return _text("the server failed to do this; nothing was issued", 500)
+
+
+def _text(text: str, status: int) -> Response:
+    clean = re.sub(r"[^\n -~\u00a0-\ud7ff]", "?", text)
+    return Response(clean + "\n", status=status, content_type="text/plain; charset=utf-8")

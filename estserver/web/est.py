@@ -1,0 +1,116 @@
+"""The EST operations over HTTP (RFC 7030 §3.2.2, RFC 8951): read, call, encode; nothing is decided here.
+
+Every path exists with and without a label. One server serves every client unconfigured; what a client needs that the
+standard does not ask for is a row of `CLIENT_QUIRKS`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from flask import Blueprint, Response, current_app, request
+
+from estserver import asn1
+from estserver.enroll import Enrollment, Request
+from estserver.model import BasicCredentials, Der, Operation
+from estserver.web.errors import NotImplementedHere, WrongMediaType
+from estserver.web.peer import peer_of
+
+PREFIX = "/.well-known/est"
+CERTS_ONLY = "application/pkcs7-mime; smime-type=certs-only"
+SECRET_MAX_BYTES = 4096
+
+est = Blueprint("est", __name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ClientQuirk:
+    """What one client needs beyond the standard; `agent` is the start of its User-Agent.
+
+    Attributes:
+        cacerts_columns: it reads `/cacerts` only when wrapped at this width.
+    """
+
+    agent: str
+    cacerts_columns: int | None = None
+
+
+CLIENT_QUIRKS = (ClientQuirk("libest", cacerts_columns=64),)
+_NO_QUIRK = ClientQuirk("")
+
+
+def enrollment() -> Enrollment:
+    """Return the enrolment path that `create_app` was given."""
+    found = current_app.extensions["estline.enrollment"]
+    assert isinstance(found, Enrollment)
+    return found
+
+
+@est.get(f"{PREFIX}/cacerts")
+@est.get(f"{PREFIX}/<label>/cacerts")
+def cacerts(label: str = "") -> Response:
+    """Distribute the CA's certificates (RFC 7030 §4.1); no authentication."""
+    bag = asn1.certs_only(enrollment().ca_certificates(label))
+    return _answer(bag, CERTS_ONLY, columns=_quirk().cacerts_columns)
+
+
+@est.get(f"{PREFIX}/csrattrs")
+@est.get(f"{PREFIX}/<label>/csrattrs")
+def csrattrs(label: str = "") -> Response:
+    """Say what a CSR should look like (RFC 7030 §4.5); no authentication."""
+    return _answer(enrollment().csr_attributes(label), "application/csrattrs")
+
+
+@est.post(f"{PREFIX}/simpleenroll")
+@est.post(f"{PREFIX}/<label>/simpleenroll")
+def simpleenroll(label: str = "") -> Response:
+    """Issue a first certificate (RFC 7030 §4.2.1)."""
+    return _enroll(Operation.SIMPLEENROLL, label)
+
+
+@est.post(f"{PREFIX}/simplereenroll")
+@est.post(f"{PREFIX}/<label>/simplereenroll")
+def simplereenroll(label: str = "") -> Response:
+    """Renew or rekey a certificate (RFC 7030 §4.2.2)."""
+    return _enroll(Operation.SIMPLEREENROLL, label)
+
+
+@est.post(f"{PREFIX}/fullcmc")
+@est.post(f"{PREFIX}/<label>/fullcmc")
+@est.post(f"{PREFIX}/serverkeygen")
+@est.post(f"{PREFIX}/<label>/serverkeygen")
+def optional_operation(label: str = "") -> Response:
+    """Say that an optional operation is not here (RFC 7030 §4.3.2, §4.4.2)."""
+    enrollment().ca_certificates(label)  # an unknown label is still a 404
+    raise NotImplementedHere("this server does not offer this optional operation: use simpleenroll")
+
+
+def _enroll(operation: Operation, label: str) -> Response:
+    enrollment().ca_certificates(label)
+    if request.mimetype != "application/pkcs10":
+        raise WrongMediaType(f"Content-Type {request.mimetype or 'none'!r} sent; application/pkcs10 is wanted")
+    asked = Request(operation, label, request.get_data(cache=False), peer_of(request.environ), _credentials())
+    issued = enrollment().enroll(asked)
+    return _answer(asn1.certs_only([issued.certificate]), CERTS_ONLY)
+
+
+def _credentials() -> BasicCredentials | None:
+    """Read HTTP Basic (RFC 7617); another scheme counts as nothing and is challenged again."""
+    offered = request.authorization
+    if offered is None or offered.type != "basic" or offered.username is None or offered.password is None:
+        return None
+    secret = offered.password.encode("utf-8", "surrogateescape")
+    return BasicCredentials(offered.username[:256], secret[: SECRET_MAX_BYTES + 1])
+
+
+def _quirk() -> ClientQuirk:
+    agent = request.user_agent.string
+    return next((quirk for quirk in CLIENT_QUIRKS if agent.startswith(quirk.agent)), _NO_QUIRK)
+
+
+def _answer(der: Der, media_type: str, *, columns: int | None = None) -> Response:
+    """Send base64 on one line with a final newline (strongSwan reads no other form), or wrapped for who needs it."""
+    response = Response(asn1.encode_body(der, columns=columns))
+    response.headers["Content-Type"] = media_type
+    response.headers["Content-Transfer-Encoding"] = "base64"  # deprecated by RFC 8951 §3; Bouncy Castle 1.72 needs it
+    return response
