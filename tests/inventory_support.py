@@ -65,10 +65,20 @@ def grant_for(device: str = "sn-1", key: str | None = None, **changes: Any) -> G
 
 
 def event(event_id: str = "01EVENT", device: str = "sn-1") -> Event:
-    return Event(event_id, "org.estline.certificate.issued.v1", device, "ca/x/evt/issued", False, NOW, {"device_id": device})
+    return Event(
+        event_id,
+        "org.estline.certificate.issued.v1",
+        device,
+        "ca/x/evt/issued",
+        retain=False,
+        at=NOW,
+        data={"device_id": device},
+    )
 
 
-def credential_record(name: str = "sn-1", *, uses: int | None = 1, expires_at: datetime | None = None) -> CredentialRecord:
+def credential_record(
+    name: str = "sn-1", *, uses: int | None = 1, expires_at: datetime | None = None
+) -> CredentialRecord:
     return CredentialRecord(
         name=name,
         scheme="hmac-sha256",
