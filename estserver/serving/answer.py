@@ -10,7 +10,8 @@ import re
 from collections.abc import Callable, Iterable
 from email.utils import formatdate
 from http import HTTPStatus
-from typing import Any
+from types import TracebackType
+from typing import Any, TypeAlias
 
 from estserver.serving.errors import Refusal
 from estserver.serving.options import WsgiApp
@@ -22,7 +23,8 @@ _VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
 _OURS = frozenset({"content-length", "transfer-encoding", "connection", "keep-alive", "date", "trailer", "upgrade"})
 _NO_BODY = ("204", "304")
 
-Headers = list[tuple[str, str]]
+Headers: TypeAlias = list[tuple[str, str]]
+ExcInfo: TypeAlias = tuple[type[BaseException], BaseException, TracebackType] | tuple[None, None, None]
 
 
 class _Started:
@@ -33,7 +35,7 @@ class _Started:
         self.headers: Headers = []
         self.written: list[bytes] = []
 
-    def start_response(self, status: str, headers: Headers, exc_info: Any = None) -> Callable[[bytes], None]:
+    def start_response(self, status: str, headers: Headers, exc_info: ExcInfo | None = None) -> Callable[[bytes], None]:
         """PEP 3333's callable; nothing has been sent yet, so an error may still replace the answer."""
         if self.status and exc_info is None:
             raise RuntimeError("start_response called twice")

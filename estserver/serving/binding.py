@@ -1,6 +1,6 @@
 """The three calls of OpenSSL that pyOpenSSL ships and does not wrap; the only private names this room touches.
 
-All are in pyOpenSSL's own binding (`OpenSSL.SSL._lib`), so they act on the very objects it holds.
+All are in pyOpenSSL's own binding (`OpenSSL._util.lib`), so they act on the very objects it holds.
 """
 
 # ruff: noqa: SLF001  (that is what this module is for: no public name reaches these objects)
@@ -8,18 +8,19 @@ All are in pyOpenSSL's own binding (`OpenSSL.SSL._lib`), so they act on the very
 from __future__ import annotations
 
 from OpenSSL import SSL
+from OpenSSL._util import lib
 
 
 def set_groups(context: SSL.Context, groups: str) -> bool:
-    """Offer these key-exchange groups, best first (`SSL_CTX_set1_groups_list`); False if OpenSSL knows one of them not."""
-    return bool(SSL._lib.SSL_CTX_set1_curves_list(context._context, groups.encode("ascii")) == 1)
+    """Offer these key-exchange groups, best first; False if OpenSSL does not know them all."""
+    return bool(lib.SSL_CTX_set1_curves_list(context._context, groups.encode("ascii")) == 1)
 
 
 def extended_master_secret(connection: SSL.Connection) -> bool:
     """Tell whether the TLS 1.2 handshake used the extended master secret (RFC 7627)."""
-    return bool(SSL._lib.SSL_get_extms_support(connection._ssl) == 1)
+    return bool(lib.SSL_get_extms_support(connection._ssl) == 1)
 
 
 def session_reused(connection: SSL.Connection) -> bool:
     """Tell whether the handshake resumed an earlier session."""
-    return bool(SSL._lib.SSL_session_reused(connection._ssl) == 1)
+    return bool(lib.SSL_session_reused(connection._ssl) == 1)

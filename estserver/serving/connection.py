@@ -17,7 +17,7 @@ import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, auto
-from typing import Any
+from typing import Any, ClassVar
 
 from gunicorn.config import Config
 from OpenSSL import SSL
@@ -60,7 +60,7 @@ class Connection:
     """One client, from accept to close."""
 
     def __init__(self, sock: socket.socket, address: tuple[str, int], context: SSL.Context, limits: Limits) -> None:
-        sock.setblocking(False)
+        sock.settimeout(0)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.fd = sock.fileno()
         self.address = address
@@ -68,6 +68,7 @@ class Connection:
         self.interest = selectors.EVENT_READ
         self.request: Request | None = None
         self.served = False
+        self.taken_bytes = 0
         self._socket = sock
         self._limits = limits
         self._tls = SSL.Connection(context, sock)
@@ -78,20 +79,12 @@ class Connection:
         self._out = bytearray()
         self._keep_alive = False
         self._lingered_bytes = 0
-        self._steps: dict[Phase, Callable[[], None]] = {
-            Phase.HANDSHAKE: self._handshake,
-            Phase.IDLE: self._receive,
-            Phase.HEAD: self._receive,
-            Phase.BODY: self._receive,
-            Phase.ANSWER: self._send,
-            Phase.LINGER: self._linger,
-        }
         self._quick_ack()
 
     def advance(self) -> None:
         """Move octets until the socket would block, a request is complete, or the connection is over."""
         try:
-            while self.phase in self._steps:
+            while self.phase in self._STEPS:
                 self._step()
         except (SSL.WantReadError, BlockingIOError):
             self.interest = selectors.EVENT_READ
@@ -105,7 +98,7 @@ class Connection:
     def _step(self) -> None:
         """Take one step; what the front must refuse becomes an answer."""
         try:
-            self._steps[self.phase]()
+            self._STEPS[self.phase](self)
         except Refusal as refusal:
             self.refuse(refusal)
 
@@ -129,7 +122,6 @@ class Connection:
             self._hang_up()
         else:
             self.phase = Phase.CLOSED
-        self.advance()
 
     def environ(self) -> dict[str, Any]:
         """Give the environ of the request that is READY."""
@@ -204,7 +196,9 @@ class Connection:
 
     def _flush(self) -> None:
         while self._out:
-            del self._out[: self._tls.send(self._out)]
+            taken = self._tls.send(self._out)
+            del self._out[:taken]
+            self.taken_bytes += taken
 
     def _send(self) -> None:
         self._flush()
@@ -237,3 +231,12 @@ class Connection:
         """Acknowledge at once: a client with Nagle's algorithm on would otherwise wait for the delayed ACK."""
         if QUICK_ACK is not None:
             self._socket.setsockopt(socket.IPPROTO_TCP, QUICK_ACK, 1)
+
+    _STEPS: ClassVar[dict[Phase, Callable[[Connection], None]]] = {
+        Phase.HANDSHAKE: _handshake,
+        Phase.IDLE: _receive,
+        Phase.HEAD: _receive,
+        Phase.BODY: _receive,
+        Phase.ANSWER: _send,
+        Phase.LINGER: _linger,
+    }

@@ -21,26 +21,26 @@ class Deadlines(Generic[PhaseT, ItemT]):
     def __init__(self, seconds: Mapping[PhaseT, float]) -> None:
         self._seconds = dict(seconds)
         self._queues: dict[PhaseT, OrderedDict[ItemT, float]] = {phase: OrderedDict() for phase in seconds}
-        self._phase: dict[ItemT, PhaseT] = {}
+        self._filed: dict[ItemT, tuple[PhaseT, int]] = {}
 
-    def file(self, item: ItemT, phase: PhaseT, now: float) -> None:
-        """Note that the item is in this phase; its time starts now unless it was in it already."""
-        if self._phase.get(item) is phase:
+    def file(self, item: ItemT, phase: PhaseT, now: float, progress: int = 0) -> None:
+        """Note that the item is in this phase; its time starts now unless it has got no further since."""
+        if self._filed.get(item) == (phase, progress):
             return
         self.remove(item)
-        self._phase[item] = phase
+        self._filed[item] = (phase, progress)
         if phase in self._queues:
             self._queues[phase][item] = now + self._seconds[phase]
 
     def remove(self, item: ItemT) -> None:
         """Forget the item."""
-        phase = self._phase.pop(item, None)
+        phase, _ = self._filed.pop(item, (None, 0))
         if phase in self._queues:
             del self._queues[phase][item]
 
     def is_in(self, item: ItemT, phase: PhaseT) -> bool:
         """Tell whether the item was last filed in this phase."""
-        return self._phase.get(item) is phase
+        return item in self._filed and self._filed[item][0] is phase
 
     def first(self, phase: PhaseT) -> ItemT | None:
         """Give the item that has been in this phase the longest."""

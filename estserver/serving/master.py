@@ -1,8 +1,8 @@
 """gunicorn's master around our worker: signals, heartbeats and restarts are its own; settings and log are ours.
 
 No command line, configuration file or environment of gunicorn's is read. The master binds the socket and reads
-certificate and key before it forks, so that what is wrong with them is said once, at start; workers inherit both. SIGHUP
-reads the files again and replaces the workers; files that cannot be used leave everything as it was.
+certificate and key before it forks, so that what is wrong with them is said once, at start; workers inherit both.
+On SIGHUP it reads the files again and replaces the workers; files that cannot be used leave everything as it was.
 """
 
 from __future__ import annotations
@@ -93,15 +93,18 @@ class _Front(BaseApplication):
 
 
 class _Log:
-    """gunicorn's words in our log: what it merely tells is for debugging, what went wrong keeps its level."""
+    """gunicorn's words in our log: its news is for debugging, what went wrong keeps its level."""
 
     def __init__(self, logger: logging.Logger) -> None:
         self.cfg: Any = None
-        self.info = self.debug = logger.debug
+        self.info = logger.debug
         self.warning = logger.warning
         self.error = logger.error
         self.critical = logger.critical
         self.exception = logger.exception
+
+    def debug(self, *_: object, **__: object) -> None:
+        """Say nothing: it would print every setting gunicorn has."""
 
     def setup(self, cfg: object) -> None:
         """Take nothing from gunicorn's settings."""
@@ -145,12 +148,17 @@ class _Master(Arbiter):
             if select.select([self._front.booted], [], [], 0.1)[0]:
                 self._booted += len(os.read(self._front.booted, 64))
 
+    def stop(self, graceful: bool = True) -> None:
+        """Stop the workers, and say so."""
+        self._front.options.log.info("stopping")
+        super().stop(graceful)
+
     def handle_hup(self) -> None:
         """Read certificate and key again; only if they can be used, replace the workers."""
         try:
             self._front.context = build_context(self._front.options)
         except CannotServe as error:
-            self.log.error("not reloaded: %s", error)
+            self.log.error("not reloaded: %s", error)  # noqa: TRY400  (a line for the operator, not a fault of ours)
             return
         self.reload()
         self._front.options.log.info("certificate and key read again, workers replaced")
@@ -178,7 +186,7 @@ def listen(host: str, port: int) -> socket.socket:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
         listener.listen(BACKLOG)
-        listener.setblocking(False)
+        listener.settimeout(0)
     except OSError as error:
         listener.close()
         advice = "stop the other program or choose another port"

@@ -30,7 +30,7 @@ class ServeOptions:
         handshake_deadline_seconds: from accept to the end of the handshake.
         head_deadline_seconds: from the first octet of a request to the end of its head.
         body_deadline_seconds: from the end of the head to the end of the body.
-        write_deadline_seconds: from the answer to its last octet taken by the client.
+        write_deadline_seconds: for every 16 KiB of an answer to be taken by the client.
         idle_deadline_seconds: between the handshake or an answer and the next request.
         head_max_bytes: largest request head; above it, 431.
         body_max_bytes: largest request body after chunks are undone; above it, 413.

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cryptography.hazmat.primitives.serialization import Encoding
-from OpenSSL import SSL
+from OpenSSL import SSL, crypto
 
 from estserver.serving.binding import extended_master_secret, session_reused
 
@@ -20,7 +19,7 @@ class TlsPeer:
     Attributes:
         version: `TLSv1.2` or `TLSv1.3`.
         cipher: OpenSSL's name of the cipher suite.
-        certificate: the client's certificate in DER, or None if it sent none; the handshake proved possession of its key.
+        certificate: the client's certificate in DER, or None if it sent none; possession of its key is proved.
         chain: the certificates it sent after that one, in its order, in DER.
         verify_errors: (depth, X509_V_ERR code) for everything OpenSSL found, without any trust anchor.
         tls_unique: RFC 5929 channel binding; TLS 1.2 with extended master secret only.
@@ -40,20 +39,25 @@ class TlsPeer:
 
 def peer_of(connection: SSL.Connection) -> TlsPeer:
     """Collect the facts of a finished handshake; `context` wrote the verify errors into its app data."""
-    leaf = connection.get_peer_certificate(as_cryptography=True)
-    rest = connection.get_peer_cert_chain(as_cryptography=True) if leaf else None
+    leaf = connection.get_peer_certificate()
+    rest = connection.get_peer_cert_chain() if leaf else None  # on this side of TLS it does not repeat the leaf
     tls12 = connection.get_protocol_version() == SSL.TLS1_2_VERSION
     secret = extended_master_secret(connection) if tls12 else None
     return TlsPeer(
         version=connection.get_protocol_version_name(),
         cipher=connection.get_cipher_name() or "",
-        certificate=leaf.public_bytes(Encoding.DER) if leaf else None,
-        chain=tuple(certificate.public_bytes(Encoding.DER) for certificate in rest or ()),
+        certificate=_der(leaf) if leaf else None,
+        chain=tuple(_der(certificate) for certificate in rest or ()),
         verify_errors=tuple(connection.get_app_data()),
         tls_unique=_tls_unique(connection) if secret else None,
         tls_exporter=None if tls12 else connection.export_keying_material(EXPORTER_LABEL, EXPORTER_BYTES, b""),
         extended_master_secret=secret,
     )
+
+
+def _der(certificate: crypto.X509) -> bytes:
+    """Give the certificate's octets without reading them: whether they make sense is the application's question."""
+    return crypto.dump_certificate(crypto.FILETYPE_ASN1, certificate)
 
 
 def _tls_unique(connection: SSL.Connection) -> bytes | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import re
 import sys
+from collections.abc import Callable
 from typing import Any, Protocol
 from urllib.parse import unquote_to_bytes
 
@@ -66,7 +67,7 @@ class ChunkedReader:
         self._max_bytes = body_max_bytes
         self._missing = 0
         self._framing = 0
-        self._step = self._size_line
+        self._step: Callable[[bytearray], bool] = self._size_line
 
     def read(self, buffer: bytearray) -> bool:
         """Undo as many chunks as the buffer holds."""
@@ -142,7 +143,7 @@ class Request:
         self.method: str = message.method
         self.path: str = message.path
         self.http10: bool = message.version == (1, 0)
-        self.keep_alive: bool = not message.should_close()
+        self.keep_alive = _keep_alive(message)
         self._message = message
         self.reader = _body_reader(message, body_max_bytes)
         self.wants_continue = bool(message._expected_100_continue)  # noqa: SLF001  (gunicorn has no other name for it)
@@ -208,6 +209,16 @@ def _parse(head: bytes, address: tuple[str, int], cfg: Config) -> GunicornReques
         raise Refusal(431, "request head too large") from error
     except (ParseException, NoMoreData, StopIteration) as error:
         raise Refusal(400, "malformed request") from error
+
+
+def _keep_alive(message: GunicornRequest) -> bool:
+    """Tell whether the client wants the connection to go on (RFC 9112 §9.3)."""
+    options = {
+        option.strip().lower() for name, value in message.headers if name == "CONNECTION" for option in value.split(",")
+    }
+    if "close" in options or message.method == "CONNECT":
+        return False
+    return message.version >= (1, 1) or "keep-alive" in options
 
 
 def _body_reader(message: GunicornRequest, body_max_bytes: int) -> BodyReader:

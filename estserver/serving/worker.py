@@ -11,76 +11,90 @@ import gc
 import os
 import selectors
 import socket
+import sys
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from typing import ClassVar
 
+from gunicorn.arbiter import Arbiter
 from gunicorn.workers.base import Worker
 
 from estserver.serving.answer import format_answer, run_app
-from estserver.serving.connection import Connection, Limits, Phase
+from estserver.serving.connection import RECORD_BYTES, Connection, Limits, Phase
 from estserver.serving.deadlines import Deadlines
-from estserver.serving.errors import Refusal
+from estserver.serving.descriptors import raise_descriptor_limit
+from estserver.serving.errors import CannotServe, Refusal
 from estserver.serving.options import ServeOptions
 from estserver.serving.request import parser_config
 
-ACCEPTS_PER_TURN = 16
+ACCEPTS_PER_TURN = 4
 TURN_MAX_SECONDS = 1.0
 LINGER_SECONDS = 2.0
 ACCEPT_PAUSE_SECONDS = 0.1
+NEVER = float("inf")
 
 
 class FrontWorker(Worker):
     """One process of the front; gunicorn's master starts it, listens to its heartbeat and tells it when to stop."""
 
+    _hurry = False
+
+    def load_wsgi(self) -> None:
+        """Load the application; what it says the operator must mend is one line and ends the start."""
+        try:
+            self.wsgi = self.app.wsgi()
+        except CannotServe as error:
+            self.log.error("%s", error)  # noqa: TRY400  (a line for the operator, not a fault of ours)
+            sys.exit(Arbiter.WORKER_BOOT_ERROR)
+
+    def handle_quit(self, sig: int, frame: object) -> None:
+        """Stop without waiting for clients, but never in the middle of the application's work."""
+        self._hurry = True
+        self.alive = False
+
     def run(self) -> None:
         """Serve until told to stop, then finish what is in flight."""
         self._prepare()
         self.app.announce_worker()
-        while self._connections or not self._draining:
+        while self.alive:
             self._turn()
-            if self._draining and time.monotonic() >= self._drain_until:
-                self._abandon()
-
-    def handle_quit(self, sig: int, frame: object) -> None:
-        """Stop without waiting for clients, but never in the middle of the application's work."""
-        self._graceful_seconds = 0.0
-        self.alive = False
+        self._stop_accepting_for_good()
+        until = time.monotonic() + self._options.graceful_seconds
+        while self._connections and time.monotonic() < until and not self._hurry:
+            self._turn()
+        self._abandon()
 
     def _prepare(self) -> None:
         options: ServeOptions = self.app.options
         self._options = options
         self._context = self.app.context
         self._limits = Limits(options.head_max_bytes, options.body_max_bytes, parser_config(options.head_max_bytes))
+        self._connections_max = raise_descriptor_limit(options.connections_max)
         self._connections: set[Connection] = set()
         self._per_address: Counter[str] = Counter()
         self._ready: deque[Connection] = deque()
         self._deadlines: Deadlines[Phase, Connection] = Deadlines(
-            {
-                Phase.HANDSHAKE: options.handshake_deadline_seconds,
-                Phase.HEAD: options.head_deadline_seconds,
-                Phase.BODY: options.body_deadline_seconds,
-                Phase.ANSWER: options.write_deadline_seconds,
-                Phase.IDLE: options.idle_deadline_seconds,
-                Phase.LINGER: LINGER_SECONDS,
-            }
+            {phase: getattr(options, name) for phase, name in self._LIMITED.items()} | {Phase.LINGER: LINGER_SECONDS}
         )
-        self._draining = False
-        self._drain_until = float("inf")
-        self._accept_again = float("inf")
+        self._accept_again_at = NEVER
         self._beat_at = 0.0
+        self._listener = self.sockets[0]
         self._selector = selectors.DefaultSelector()
         self._selector.register(self.PIPE[0], selectors.EVENT_READ, self._woken)
-        self._listen()
-        gc.freeze()
+        self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
+        gc.freeze()  # the application is loaded: the collector need not look at it again
 
-    _graceful_seconds: float | None = None
+    _LIMITED: ClassVar[dict[Phase, str]] = {
+        Phase.HANDSHAKE: "handshake_deadline_seconds",
+        Phase.IDLE: "idle_deadline_seconds",
+        Phase.HEAD: "head_deadline_seconds",
+        Phase.BODY: "body_deadline_seconds",
+        Phase.ANSWER: "write_deadline_seconds",
+    }
 
     def _turn(self) -> None:
-        now = time.monotonic()
-        self._beat(now)
-        wait = 0.0 if self._ready else self._deadlines.wait_seconds(now, self._turn_seconds(now))
-        for key, _ in self._selector.select(wait):
+        """Move what can be moved, answer what can be answered, end what has taken too long."""
+        for key, _ in self._selector.select(self._wait_seconds()):
             if isinstance(key.data, Connection):
                 self._advance(key.data)
             else:
@@ -90,20 +104,23 @@ class FrontWorker(Worker):
         now = time.monotonic()
         for connection in self._deadlines.expired(now):
             connection.expire()
-            self._settle(connection)
-        if now >= self._accept_again:
-            self._listen()
-        if not self.alive and not self._draining:
-            self._drain(now)
+            self._advance(connection)
+        if now >= self._accept_again_at:
+            self._accept_again_at = NEVER
+            self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
+        self._beat(now)
 
-    def _turn_seconds(self, now: float) -> float:
-        """Say how long a turn may wait when no connection needs attention."""
-        return max(0.0, min(TURN_MAX_SECONDS, self._accept_again - now, self._drain_until - now))
+    def _wait_seconds(self) -> float:
+        """Say how long a turn may wait for sockets."""
+        if self._ready:
+            return 0.0
+        now = time.monotonic()
+        return self._deadlines.wait_seconds(now, max(0.0, min(TURN_MAX_SECONDS, self._accept_again_at - now)))
 
     def _beat(self, now: float) -> None:
         """Tell the master, once a second, that the loop turns; stop when the master is gone."""
         if now >= self._beat_at:
-            self._beat_at = now + 1.0
+            self._beat_at = now + TURN_MAX_SECONDS
             self.notify()
             if self.ppid != os.getppid():
                 self.alive = False
@@ -114,39 +131,25 @@ class FrontWorker(Worker):
 
     # --- connections -------------------------------------------------------------------------------------------------
 
-    def _listen(self) -> None:
-        """Take new connections (again)."""
-        self._accept_again = float("inf")
-        for listener in self.sockets:
-            self._selector.register(listener, selectors.EVENT_READ, self._acceptor(listener))
-
-    def _stop_listening(self) -> None:
-        if self._accept_again == float("inf"):
-            for listener in self.sockets:
-                self._selector.unregister(listener)
-
-    def _acceptor(self, listener: socket.socket) -> Callable[[], None]:
-        def accept() -> None:
-            for _ in range(ACCEPTS_PER_TURN):
-                if len(self._connections) >= self._options.connections_max and not self._make_room():
-                    return self._pause()
-                try:
-                    sock, address = listener.accept()
-                except (BlockingIOError, ConnectionError):
-                    return None
-                except OSError as error:  # out of descriptors or memory: the backlog waits, the loop does not spin
-                    self.log.warning("not accepting for a moment: %s", error.strerror)
-                    self._make_room()
-                    return self._pause()
-                self._admit(sock, address)
-            return None
-
-        return accept
+    def _accept(self) -> None:
+        """Take a few new connections; when there is no room, leave them in the system's backlog for a moment."""
+        for _ in range(ACCEPTS_PER_TURN):
+            if len(self._connections) >= self._connections_max and not self._make_room():
+                return self._pause()
+            try:
+                sock, address = self._listener.accept()
+            except (BlockingIOError, ConnectionError):
+                return None
+            except OSError as error:  # out of descriptors or memory
+                self.log.warning("no new connections for a moment: %s", error.strerror)
+                self._make_room()
+                return self._pause()
+            self._admit(sock, address[:2])
+        return None
 
     def _pause(self) -> None:
-        """Leave new connections in the system's backlog for a moment."""
-        self._stop_listening()
-        self._accept_again = time.monotonic() + ACCEPT_PAUSE_SECONDS
+        self._selector.unregister(self._listener)
+        self._accept_again_at = time.monotonic() + ACCEPT_PAUSE_SECONDS
 
     def _make_room(self) -> bool:
         """Close the connection that has been idle the longest, if any is."""
@@ -156,31 +159,37 @@ class FrontWorker(Worker):
         return idle is not None
 
     def _admit(self, sock: socket.socket, address: tuple[str, int]) -> None:
+        """Begin the handshake, unless this address has connections enough."""
         limit = self._options.connections_per_address_max
         if limit is not None and self._per_address[address[0]] >= limit:
             sock.close()
             return
-        connection = Connection(sock, address[:2], self._context, self._limits)
+        try:
+            connection = Connection(sock, address, self._context, self._limits)
+        except OSError:  # gone already
+            sock.close()
+            return
         self._connections.add(connection)
         self._per_address[address[0]] += 1
         self._selector.register(connection.fd, connection.interest, connection)
         self._advance(connection)
 
     def _advance(self, connection: Connection) -> None:
-        connection.advance()
-        self._settle(connection)
-
-    def _settle(self, connection: Connection) -> None:
-        """Bring queues and selector into line with where the connection now stands."""
+        """Let a connection move octets, then bring queues and selector into line with where it stands."""
         if connection not in self._connections:
             return
+        try:
+            connection.advance()
+        except Exception:
+            self.log.exception("connection from %s given up", connection.address[0])
+            connection.phase = Phase.CLOSED
         phase = connection.phase
-        if phase is Phase.CLOSED or (phase is Phase.IDLE and self._draining and connection.served):
+        if phase is Phase.CLOSED or (phase is Phase.IDLE and connection.served and not self.alive):
             self._drop(connection)
             return
         if phase is Phase.READY and not self._deadlines.is_in(connection, Phase.READY):
             self._ready.append(connection)
-        self._deadlines.file(connection, phase, time.monotonic())
+        self._deadlines.file(connection, phase, time.monotonic(), connection.taken_bytes // RECORD_BYTES)
         if self._selector.get_key(connection.fd).events != connection.interest:
             self._selector.modify(connection.fd, connection.interest, connection)
 
@@ -189,25 +198,25 @@ class FrontWorker(Worker):
         self._deadlines.remove(connection)
         self._selector.unregister(connection.fd)
         connection.release()
-        host = connection.address[0]
-        self._per_address[host] -= 1
-        if not self._per_address[host]:
-            del self._per_address[host]
+        address = connection.address[0]
+        self._per_address[address] -= 1
+        if not self._per_address[address]:
+            del self._per_address[address]
 
     # --- requests ----------------------------------------------------------------------------------------------------
 
     def _serve(self, connection: Connection) -> None:
         """Run the application on a complete request and send its answer."""
         request = connection.request
-        if request is None or connection.phase is not Phase.READY:
+        if request is None or connection not in self._connections:
             return
-        keep_alive = request.keep_alive and not self._draining
         try:
             status, headers, body = run_app(self.wsgi, connection.environ())
         except Exception:
             self.log.exception("the application failed on %s %s", request.method, request.path)
             connection.refuse(Refusal(500, "internal error"))
         else:
+            keep_alive = request.keep_alive and self.alive
             octets = format_answer(
                 status, headers, body, method=request.method, http10=request.http10, keep_alive=keep_alive
             )
@@ -216,15 +225,12 @@ class FrontWorker(Worker):
 
     # --- stopping ----------------------------------------------------------------------------------------------------
 
-    def _drain(self, now: float) -> None:
-        """Accept no more, hang up on idle clients, let the others finish."""
-        self._draining = True
-        grace = self._options.graceful_seconds if self._graceful_seconds is None else self._graceful_seconds
-        self._drain_until = now + grace
-        self._stop_listening()
-        self._accept_again = float("inf")
-        for listener in self.sockets:
-            listener.close()
+    def _stop_accepting_for_good(self) -> None:
+        """Leave new connections to others, hang up on idle clients."""
+        if self._accept_again_at == NEVER:
+            self._selector.unregister(self._listener)
+        self._accept_again_at = NEVER
+        self._listener.close()
         for connection in [c for c in self._connections if c.phase is Phase.IDLE]:
             self._drop(connection)
 
@@ -233,5 +239,6 @@ class FrontWorker(Worker):
         for connection in list(self._connections):
             if connection.phase in {Phase.HEAD, Phase.BODY}:
                 connection.refuse(Refusal(503, "the server is stopping, try again"))
-                connection.advance()
+                self._advance(connection)
+        for connection in list(self._connections):
             self._drop(connection)
