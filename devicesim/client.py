@@ -1,0 +1,329 @@
+"""The EST client (RFC 7030): its operations under their own names, its refusals as typed errors.
+
+Rules:
+- The server is authorised before anything it says is used (RFC 7030 §3.6); a password leaves only as the answer to a
+  challenge, once, on a connection that is authorised, and never for another origin (§3.2.3).
+- A `CsrDraft` is signed after the handshake of the connection that carries it, and one connection carries one draft
+  (§3.5, RFC 9266 §4.1). Whenever the connection changes, the request is made anew, for the same key.
+- A request that may have arrived is never repeated here: the caller decides (`devicesim.retry`).
+- Redirects are followed within the origin; a GET once to another one, a POST only where that was allowed (§3.2.1).
+- What the server writes is shortened and made printable before anybody sees it.
+"""
+
+from __future__ import annotations
+
+import base64
+import hmac
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from types import TracebackType
+from typing import Self
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+
+from devicesim import codec
+from devicesim.address import EstAddress, redirect_target
+from devicesim.codec import CsrAttrs
+from devicesim.csr import CsrDraft, load_csr, spki
+from devicesim.errors import BadAnswer, CannotComply, EstRefused, UsageProblem, VerificationFailed
+from devicesim.replies import Body, expect, refusal
+from devicesim.transport import Answer, ClientIdentity, Connection, Origin, TlsChoice, TlsSettings
+from devicesim.trust import TrustAnchors, build_path, is_ca, is_self_signed
+
+_REDIRECTS_MAX = 3
+_NOT_OFFERED = frozenset({204, 404, 501})  # RFC 7030 §4.5.2, §4.3.2
+_FINGERPRINTS: dict[int, hashes.HashAlgorithm] = {64: hashes.SHA256(), 128: hashes.SHA512()}
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """Name and password for HTTP Basic (RFC 7617); the name may be empty (RFC 7030 §3.2.3)."""
+
+    name: str
+    password: bytes = field(repr=False)
+
+    @property
+    def basic(self) -> str:
+        """The value of an Authorization header."""
+        return "Basic " + base64.b64encode(self.name.encode() + b":" + self.password).decode("ascii")
+
+
+@dataclass(frozen=True, slots=True)
+class CaCerts:
+    """What `/cacerts` returned; nothing in it is trusted for being there (RFC 7030 §4.1.3).
+
+    Attributes:
+        certificates: all of it, in no meaningful order.
+        trust: the anchors under which it was fetched.
+    """
+
+    certificates: tuple[x509.Certificate, ...]
+    trust: TrustAnchors
+
+    def intermediates(self, now: datetime) -> tuple[x509.Certificate, ...]:
+        """Return the CA certificates that chain to the anchors: those a path may be built with."""
+        return tuple(found for found in self.certificates if self._is_intermediate(found, now))
+
+    def _is_intermediate(self, certificate: x509.Certificate, now: datetime) -> bool:
+        if certificate in self.trust.explicit or not is_ca(certificate) or is_self_signed(certificate):
+            return False
+        try:
+            build_path(certificate, self.certificates, self.trust, now)
+        except VerificationFailed:
+            return False
+        return True
+
+
+class EstClient:
+    """Speaks EST with one server, over one connection kept while it lasts.
+
+    Args:
+        url: `https://host[:port]`, with or without `/.well-known/est[/label]`.
+        trust: the explicit trust anchors; there are no others.
+        label: the CA label (RFC 7030 §3.2.2).
+        credentials: for HTTP Basic, sent when the server asks.
+        identity: the certificate to show in the handshake.
+        tls: the TLS version to speak, or `auto` for 1.2 and 1.3.
+        timeout_seconds: for each connection and for each exchange.
+        redirect_origins: other origins (`https://host:port`) to which a request may be redirected.
+        clock: the instant at which the server's certificate must be valid; OpenSSL's own clock when None.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        trust: TrustAnchors,
+        label: str = "",
+        credentials: Credentials | None = None,
+        identity: ClientIdentity | None = None,
+        tls: TlsChoice = "auto",
+        timeout_seconds: float = 30.0,
+        redirect_origins: Collection[str] = (),
+        clock: Callable[[], datetime] | None = None,
+    ) -> None:
+        self.address = EstAddress.parse(url, label)
+        self.trust = trust
+        self._settings = TlsSettings(trust, identity, tls, timeout_seconds)
+        self._credentials = credentials
+        self._redirect_origins = frozenset(EstAddress.parse(origin).origin for origin in redirect_origins)
+        self._clock = clock
+        self._connection: Connection | None = None
+        self._carried: tuple[CsrDraft, bytes] | None = None
+
+    def __enter__(self) -> Self:
+        """Return the client; it connects when it has something to ask."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the connection."""
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection; the next operation opens another."""
+        if self._connection is not None:
+            self._connection.close()
+        self._connection = self._carried = None
+
+    def with_identity(self, identity: ClientIdentity) -> EstClient:
+        """Return a client for the same server that shows another certificate, and no password."""
+        other = EstClient(str(self.address), trust=self.trust, clock=self._clock)
+        other._settings = replace(self._settings, identity=identity)
+        other._redirect_origins = self._redirect_origins
+        return other
+
+    # --- the operations ---------------------------------------------------------------------------------------------
+
+    def cacerts(self) -> CaCerts:
+        """Fetch the CA certificates (RFC 7030 §4.1)."""
+        answer = self._ask("GET", "cacerts")
+        return CaCerts(codec.certs_only(expect(answer, Body.CERTS_ONLY)), self.trust)
+
+    def csrattrs(self) -> CsrAttrs:
+        """Ask what a request should contain; an answer of nothing is no wishes (RFC 7030 §4.5)."""
+        answer = self._ask("GET", "csrattrs", accepted=_NOT_OFFERED)
+        if answer.status in _NOT_OFFERED or not answer.body.strip():
+            return CsrAttrs()
+        return codec.parse_csrattrs(expect(answer, Body.CSR_ATTRS))
+
+    def simpleenroll(self, csr: CsrDraft | bytes) -> x509.Certificate:
+        """Get a certificate for a request (RFC 7030 §4.2.1).
+
+        A draft is signed here, bound to the connection; DER made elsewhere is sent as it is.
+        """
+        return self._enrol("simpleenroll", csr)
+
+    def simplereenroll(self, csr: CsrDraft | bytes) -> x509.Certificate:
+        """Renew or rekey the certificate whose names the request repeats (RFC 7030 §4.2.2)."""
+        return self._enrol("simplereenroll", csr)
+
+    # --- how they are carried out -----------------------------------------------------------------------------------
+
+    def _enrol(self, operation: str, csr: CsrDraft | bytes) -> x509.Certificate:
+        key = spki(csr.key) if isinstance(csr, CsrDraft) else spki(load_csr(csr))
+        answer = self._ask("POST", operation, csr=csr)
+        found = codec.certs_only(expect(answer, Body.CERTS_ONLY))
+        for certificate in found:
+            if spki(certificate) == key:
+                return certificate
+        raise VerificationFailed(
+            "the server returned a certificate for another key",
+            advice="do not use it; report it to whoever runs the server",
+        )
+
+    def _ask(
+        self,
+        method: str,
+        operation: str,
+        *,
+        csr: CsrDraft | bytes | None = None,
+        accepted: Collection[int] = frozenset({200}),
+    ) -> Answer:
+        """Carry out one operation: the challenge, the redirects, then the answer or the error it means."""
+        origin, path = self.address.origin, self.address.path(operation)
+        for _ in range(_REDIRECTS_MAX + 1):
+            answer = self._send(origin, method, path, csr)
+            if answer.status == 401:
+                answer = self._answer_challenge(answer, origin, method, path, csr)
+            if answer.status == 200 or answer.status in accepted:
+                return answer
+            target = redirect_target(answer, origin, path)
+            if target is None:
+                raise refusal(answer, operation)
+            self._check_redirect(origin, target[0], method)
+            origin, path = target
+        raise EstRefused("the server redirects in circles", advice="report it to whoever runs the server")
+
+    def _send(
+        self,
+        origin: Origin,
+        method: str,
+        path: str,
+        csr: CsrDraft | bytes | None,
+        extra: Mapping[str, str] | None = None,
+    ) -> Answer:
+        connection = self._connect(origin, csr)
+        headers = {"User-Agent": "devicesim", "Accept": "*/*", **(extra or {})}
+        if csr is None:
+            return connection.exchange(method, path, headers)
+        headers["Content-Type"] = "application/pkcs10"
+        headers["Content-Transfer-Encoding"] = "base64"  # older servers insist on it (RFC 8951 §3)
+        body = base64.b64encode(self._request_for(connection, csr)) + b"\n"
+        return connection.exchange(method, path, headers, body)
+
+    def _connect(self, origin: Origin, csr: CsrDraft | bytes | None) -> Connection:
+        """Return a connection fit to carry this: the one there is, unless it is closed, elsewhere or bound."""
+        bound_to_other = self._carried is not None and isinstance(csr, CsrDraft) and self._carried[0] is not csr
+        if (
+            self._connection is None
+            or bound_to_other
+            or self._connection.origin != origin
+            or not self._connection.alive()
+        ):
+            self.close()
+            at = self._clock() if self._clock else None
+            self._connection = Connection(origin, replace(self._settings, verify_at=at))
+        return self._connection
+
+    def _request_for(self, connection: Connection, csr: CsrDraft | bytes) -> bytes:
+        """Return the request for this very connection; the same octets when it is asked for again."""
+        if isinstance(csr, bytes):
+            return csr
+        if self._carried is not None and self._carried[0] is csr:
+            return self._carried[1]
+        binding = connection.binding
+        if binding is None and csr.binding_required:
+            raise CannotComply(
+                f"the server wants the request bound to its connection; this {connection.tls_version} has no binding",
+                advice="use TLS 1.3, or TLS 1.2 with the extended master secret",
+            )
+        self._carried = (csr, csr.sign(binding))
+        return self._carried[1]
+
+    def _answer_challenge(
+        self, answer: Answer, origin: Origin, method: str, path: str, csr: CsrDraft | bytes | None
+    ) -> Answer:
+        """Answer a Basic challenge of the configured origin, once; any other ends the connection (RFC 7030 §3.2.3)."""
+        if self._credentials is None or origin != self.address.origin:
+            return answer
+        schemes = answer.headers.get("www-authenticate", "").lower().replace(",", " ").split()
+        if "basic" not in schemes:
+            self.close()
+            raise EstRefused(
+                "the server asks for an HTTP authentication other than Basic",
+                status=401,
+                advice="use a client certificate, or let the server offer Basic",
+            )
+        return self._send(origin, method, path, csr, {"Authorization": self._credentials.basic})
+
+    def _check_redirect(self, origin: Origin, target: Origin, method: str) -> None:
+        """Stay within the origin, but for one GET elsewhere and for what was allowed (RFC 7030 §3.2.1)."""
+        if target == origin or target in self._redirect_origins:
+            return
+        if method != "GET":
+            raise EstRefused(
+                f"the server redirects the request to {target}",
+                advice="if that is right, name that server instead, or allow the redirect",
+            )
+        if origin != self.address.origin:
+            raise EstRefused(f"the server redirects a second time, to {target}", advice="name that server instead")
+
+
+def bootstrap(
+    url: str,
+    fingerprint: str,
+    *,
+    label: str = "",
+    tls: TlsChoice = "auto",
+    timeout_seconds: float = 30.0,
+    clock: Callable[[], datetime] | None = None,
+) -> CaCerts:
+    """Learn the trust anchor from its fingerprint (RFC 7030 §4.1.1).
+
+    One unauthenticated connection fetches `/cacerts` and nothing else, shows no certificate and answers no challenge.
+    The self-signed certificate whose SHA-256 (or SHA-512) over the whole DER is `fingerprint` becomes the anchor; with
+    it a second connection is verified, and what comes over that one is returned.
+    """
+    wanted = _parse_fingerprint(fingerprint)
+    address = EstAddress.parse(url, label)
+    connection = Connection(address.origin, TlsSettings(None, None, tls, timeout_seconds))
+    try:
+        answer = connection.exchange("GET", address.path("cacerts"), {"User-Agent": "devicesim", "Accept": "*/*"})
+    finally:
+        connection.close()
+    if answer.status != 200:
+        raise refusal(answer, "cacerts")
+    anchor = _matching(codec.certs_only(expect(answer, Body.CERTS_ONLY)), wanted)
+    with EstClient(
+        url, trust=TrustAnchors((anchor,)), label=label, tls=tls, timeout_seconds=timeout_seconds, clock=clock
+    ) as client:
+        return client.cacerts()
+
+
+def _parse_fingerprint(text: str) -> bytes:
+    digits = text.strip().replace(":", "").replace(" ", "").lower()
+    try:
+        wanted = bytes.fromhex(digits)
+    except ValueError:
+        wanted = b""
+    if len(digits) not in _FINGERPRINTS or not wanted:
+        raise UsageProblem("not a fingerprint", advice="give the SHA-256 of the CA certificate: 64 hexadecimal digits")
+    return wanted
+
+
+def _matching(certificates: tuple[x509.Certificate, ...], wanted: bytes) -> x509.Certificate:
+    algorithm = _FINGERPRINTS[len(wanted) * 2]
+    for certificate in certificates:
+        if hmac.compare_digest(certificate.fingerprint(algorithm), wanted) and is_self_signed(certificate):
+            return certificate
+    raise VerificationFailed(
+        "no CA certificate of this server has that fingerprint; nothing was kept",
+        advice="compare the fingerprint with the one the server's operator gave; if it is right, somebody else answers",
+    )
+
+
+__all__ = ["BadAnswer", "CaCerts", "Credentials", "EstClient", "bootstrap"]
