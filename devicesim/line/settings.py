@@ -1,0 +1,220 @@
+"""`line.toml`: what a station is, whom it enrols with, and where it keeps its records.
+
+Paths are relative to the file. Unknown keys are errors, and every problem is reported at once.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Annotated
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from devicesim.line.findings import InputInvalid, findings_of, read_toml
+from devicesim.mqtt.topics import identifier
+
+BUILD_FLOOR = datetime(2026, 11, 1, tzinfo=UTC)
+"""No clock on a line that runs this code can rightly be earlier."""
+
+_DURATION = re.compile(r"(\d{1,6}(?:\.\d{1,3})?)(ms|s|m|h|d)")
+_SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def duration(text: object) -> timedelta:
+    """Read `200ms`, `10s`, `5m`, `8h` or `7d`."""
+    found = _DURATION.fullmatch(text) if isinstance(text, str) else None
+    if found is None:
+        raise ValueError('a duration is written "200ms", "10s", "5m", "8h" or "7d"')
+    return timedelta(seconds=float(found[1]) * _SECONDS[found[2]])
+
+
+def _floor(value: object) -> datetime:
+    if value == "build":
+        return BUILD_FLOOR
+    if isinstance(value, datetime) and value.tzinfo is not None:
+        return max(value.astimezone(UTC), BUILD_FLOOR)
+    raise ValueError('is "build" or a date and time with its offset, as 2027-01-01T00:00:00Z')
+
+
+def _url(*schemes: str) -> AfterValidator:
+    def check(text: str) -> str:
+        parts = urlsplit(text)
+        if parts.scheme not in schemes or not parts.hostname or parts.username or parts.password:
+            raise ValueError(f"is a URL {' or '.join(f'{scheme}://HOST' for scheme in schemes)}, without a password")
+        return text
+
+    return AfterValidator(check)
+
+
+Identifier = Annotated[str, AfterValidator(identifier)]
+Duration = Annotated[timedelta, BeforeValidator(duration)]
+Floor = Annotated[datetime, BeforeValidator(_floor)]
+Label = Annotated[str, Field(pattern=r"^(?:[A-Za-z0-9][A-Za-z0-9._~-]{0,63})?$")]
+KeyAlgorithm = Annotated[str, Field(pattern=r"^[A-Za-z0-9-]{2,20}$")]
+
+
+class Section(BaseModel):
+    """A table of the file: frozen, nothing unknown, nothing guessed."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, str_strip_whitespace=True)
+
+
+class Site(Section):
+    """`[site]`: which station this is. `station` is also the CN of its certificate."""
+
+    id: Identifier
+    line: Identifier
+    station: Identifier
+    slots: Annotated[int, Field(ge=1, le=64)] = 4
+
+
+class Est(Section):
+    """`[est]`: the EST server, and the station's certificate as a registration authority (id-kp-cmcRA).
+
+    Attributes:
+        retries: attempts after the first; then the unit fails with E-EST-NET and can be run again.
+        backoff, backoff_max: the first pause between attempts and the longest; each is doubled, with jitter.
+    """
+
+    url: Annotated[str, _url("https")]
+    trust: Path
+    cert: Path
+    key: Path
+    label: Label = ""
+    timeout: Duration = timedelta(seconds=10)
+    retries: Annotated[int, Field(ge=0, le=20)] = 5
+    backoff: Duration = timedelta(milliseconds=200)
+    backoff_max: Duration = timedelta(seconds=10)
+
+
+class Key(Section):
+    """`[key]`: which kind of key a device makes, and where the simulated devices are kept."""
+
+    alg: KeyAlgorithm = "EC-P256"
+    devices: Path = Path("devices")
+
+
+class Clock(Section):
+    """`[clock]`: no enrolment before `floor`, or further than `max_skew` from the EST server's own clock."""
+
+    floor: Floor = BUILD_FLOOR
+    max_skew: Duration = timedelta(minutes=5)
+
+
+class LedgerSection(Section):
+    """`[ledger]`: the station's records."""
+
+    path: Path = Path("line.db")
+
+
+class Mqtt(Section):
+    """`[mqtt]`: the broker; without this section nothing is announced.
+
+    Attributes:
+        trust: the broker's trust anchors; those of `[est]` when it is left out.
+        birth: each device also connects with the certificate it just got, and says so itself.
+        drain: how long the end of a run waits for the broker to take what is owed.
+    """
+
+    url: Annotated[str, _url("mqtts")]
+    domain: Identifier = "est"
+    trust: Path | None = None
+    birth: bool = True
+    drain: Duration = timedelta(seconds=20)
+
+
+class Settings(Section):
+    """A station's whole configuration."""
+
+    site: Site
+    est: Est
+    key: Key = Key()
+    clock: Clock = Clock()
+    ledger: LedgerSection = LedgerSection()
+    mqtt: Mqtt | None = None
+
+
+def load_settings(path: Path) -> Settings:
+    """Read `line.toml`; relative paths come out relative to its folder."""
+    document = read_toml(path)
+    try:
+        settings = Settings.model_validate(document)
+    except ValidationError as error:
+        raise InputInvalid(findings_of(path, error)) from error
+    return _anchored(settings, path.parent)
+
+
+def _anchored(settings: Settings, base: Path) -> Settings:
+    def at(section: Section, *names: str) -> Section:
+        paths = {name: base / value for name in names if (value := getattr(section, name)) is not None}
+        return section.model_copy(update=paths)
+
+    changes = {
+        "est": at(settings.est, "trust", "cert", "key"),
+        "key": at(settings.key, "devices"),
+        "ledger": at(settings.ledger, "path"),
+        "mqtt": settings.mqtt and at(settings.mqtt, "trust"),
+    }
+    return settings.model_copy(update=changes)
+
+
+def template(
+    *, site: str, line: str, station: str, est: str, trust: str, cert: str, key: str, label: str, mqtt: str | None
+) -> str:
+    """Write a commented `line.toml`. Values are quoted as TOML basic strings."""
+    quoted = {name: _quote(value) for name, value in locals().items() if isinstance(value, str)}
+    text = _TEMPLATE.format_map(quoted)
+    return text + (_MQTT.format_map(quoted) if mqtt else _NO_MQTT)
+
+
+def _quote(text: str) -> str:
+    escaped = "".join(f"\\u{ord(c):04x}" if c in '"\\' or ord(c) < 32 or ord(c) == 127 else c for c in text)
+    return f'"{escaped}"'
+
+
+_TEMPLATE = """\
+# A provisioning station. Paths are relative to this file; unknown keys are errors.
+
+[site]
+id = {site}
+line = {line}
+station = {station}            # also the common name of the station's certificate
+slots = 4                      # units worked on at the same time
+
+[est]
+url = {est}
+trust = {trust}                # the CA that the EST server and its certificates chain to
+cert = {cert}                  # the station's certificate: it asks on behalf of its units (id-kp-cmcRA)
+key = {key}                    # readable by nobody else: chmod 600
+label = {label}                # where a unit or its product names none
+timeout = "10s"
+retries = 5                    # after a lost answer: same key, same names, so the same certificate
+backoff = "200ms"
+backoff_max = "10s"
+
+[key]
+alg = "EC-P256"                # what a device makes unless its product says otherwise
+devices = "devices"            # where the simulated devices keep their keys
+
+[clock]
+floor = "build"                # no enrolment before this: "build" or 2027-01-01T00:00:00Z
+max_skew = "5m"                # nor further than this from the EST server's clock
+
+[ledger]
+path = "line.db"
+"""
+_MQTT = """
+[mqtt]
+url = {mqtt}
+domain = "est"
+birth = true                   # each device connects with its new certificate and says so itself
+drain = "20s"                  # how long the end of a run waits for the broker
+"""
+_NO_MQTT = """
+# Announce what was provisioned: name a broker.
+# [mqtt]
+# url = "mqtts://broker.example:8883"
+"""
