@@ -49,15 +49,7 @@ def issued(reservation: Reservation, certificate: Der, *, ca: str, issuer: str, 
     }
     return [
         _ca_event(verb, grant.device, ca, at, data, random),
-        Event(
-            ulid(at, random(ULID_RANDOM_BYTES)),
-            "org.estline.identity.current.v1",
-            grant.device,
-            f"d/{grant.device}/identity",
-            retain=True,
-            at=at,
-            data=data,
-        ),
+        _identity(grant.device, ca, at, data, random),
     ]
 
 
@@ -70,10 +62,7 @@ def revoked(record: CertificateRecord, reason: str, at: datetime, *, ca: str, ra
     }
     events = [_ca_event("revoked", record.device, ca, at, data, random)]
     if record.superseded_by is None:
-        event_id = ulid(at, random(ULID_RANDOM_BYTES))
-        topic = f"d/{record.device}/identity"
-        kind = "org.estline.identity.current.v1"
-        events.append(Event(event_id, kind, record.device, topic, retain=True, at=at, data=data))
+        events.append(_identity(record.device, ca, at, data, random))
     return events
 
 
@@ -86,10 +75,28 @@ def key_reused(device: DeviceId, owner: DeviceId, csr: Csr, at: datetime, *, ca:
 def _ca_event(
     verb: str, device: DeviceId, ca: str, at: datetime, data: Mapping[str, object], random: RandomBytes
 ) -> Event:
+    kind, topic = f"org.estline.certificate.{verb}.v1", f"ca/{ca}/evt/{verb}"
+    return _event(kind, topic, device, ca, at, data, random, retain=False)
+
+
+def _identity(device: DeviceId, ca: str, at: datetime, data: Mapping[str, object], random: RandomBytes) -> Event:
+    kind, topic = "org.estline.identity.current.v1", f"d/{device}/identity"
+    return _event(kind, topic, device, ca, at, data, random, retain=True)
+
+
+def _event(
+    kind: str,
+    topic: str,
+    device: DeviceId,
+    ca: str,
+    at: datetime,
+    data: Mapping[str, object],
+    random: RandomBytes,
+    *,
+    retain: bool,
+) -> Event:
     event_id = ulid(at, random(ULID_RANDOM_BYTES))
-    return Event(
-        event_id, f"org.estline.certificate.{verb}.v1", device, f"ca/{ca}/evt/{verb}", retain=False, at=at, data=data
-    )
+    return Event(event_id, f"/ca/{ca}", kind, device, topic, retain=retain, at=at, data=data)
 
 
 def _time(at: datetime) -> str:

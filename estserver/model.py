@@ -268,6 +268,7 @@ class Event:
 
     Attributes:
         id: ULID, fixed when the row is written.
+        source: who says it, `/ca/acme`; sequence numbers count within one source.
         type: `org.estline.certificate.issued.v1`, …
         subject: device id or serial.
         topic: below the configured domain, e.g. `d/acme-1/identity`; `retain` as in MQTT.
@@ -275,6 +276,7 @@ class Event:
     """
 
     id: str
+    source: str
     type: str
     subject: str
     topic: str

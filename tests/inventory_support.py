@@ -67,6 +67,7 @@ def grant_for(device: str = "sn-1", key: str | None = None, **changes: Any) -> G
 def event(event_id: str = "01EVENT", device: str = "sn-1") -> Event:
     return Event(
         event_id,
+        "/ca/x",
         "org.estline.certificate.issued.v1",
         device,
         "ca/x/evt/issued",

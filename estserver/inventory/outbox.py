@@ -2,7 +2,7 @@
 
 Rules:
 - A row is written in the transaction of what it tells; its event id and sequence number never change after.
-- Sequence numbers of one server have no gaps: a subscriber that misses one knows it.
+- Sequence numbers of one source on one server have no gaps: a subscriber that misses one knows it.
 - A row that was sent is kept until it is pruned.
 """
 
@@ -29,7 +29,7 @@ class OutboxRow:
     """One announcement that is still owed.
 
     Attributes:
-        sequence: position among all events of this server, from 1.
+        sequence: position among all events of its source, from 1.
         attempts: how often sending it failed, last for the reason `last_error`.
     """
 
@@ -43,16 +43,15 @@ def add(tx: Transaction, events: Sequence[Event]) -> None:
     """Owe these announcements."""
     if not events:
         return
-    last = counters.add(tx, "outbox_sequence", len(events))
     counters.add(tx, "outbox_depth", len(events))
-    first = last - len(events) + 1
     tx.connection.execute(
         _INSERT,
         [
             {
                 "server_id": tx.server_id,
                 "event_id": event.id,
-                "sequence": sequence,
+                "source": event.source,
+                "sequence": counters.add(tx, f"sequence:{event.source}"),
                 "type": event.type,
                 "subject": event.subject,
                 "topic": event.topic,
@@ -61,7 +60,7 @@ def add(tx: Transaction, events: Sequence[Event]) -> None:
                 "data": dict(event.data),
                 "attempts": 0,
             }
-            for sequence, event in enumerate(events, first)
+            for event in events
         ],
     )
 
@@ -77,7 +76,7 @@ def pending(connection: Connection, server_id: str, limit: int) -> list[OutboxRo
     return [
         OutboxRow(
             row.sequence,
-            Event(row.event_id, row.type, row.subject, row.topic, row.retain, row.at, row.data),
+            Event(row.event_id, row.source, row.type, row.subject, row.topic, row.retain, row.at, row.data),
             row.attempts,
             row.last_error,
         )

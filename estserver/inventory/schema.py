@@ -292,6 +292,7 @@ outbox = Table(
     Column("id", Id, primary_key=True),
     Column("server_id", String(64), nullable=False),
     Column("event_id", String(64), nullable=False, unique=True),
+    Column("source", String(128), nullable=False),
     Column("sequence", Id, nullable=False),
     Column("type", String(128), nullable=False),
     Column("subject", String(128), nullable=False),
@@ -315,6 +316,6 @@ counter = Table(
     "counter",
     metadata,
     Column("server_id", String(64), primary_key=True),
-    Column("name", String(64), primary_key=True),
+    Column("name", String(160), primary_key=True),
     Column("value", BigInteger, nullable=False),
 )

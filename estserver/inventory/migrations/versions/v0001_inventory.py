@@ -42,7 +42,7 @@ def upgrade() -> None:
     op.create_table(
         "counter",
         sa.Column("server_id", sa.String(64), nullable=False),
-        sa.Column("name", sa.String(64), nullable=False),
+        sa.Column("name", sa.String(160), nullable=False),
         sa.Column("value", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("server_id", "name"),
     )
@@ -76,6 +76,7 @@ def upgrade() -> None:
         sa.Column("id", ID, nullable=False),
         sa.Column("server_id", sa.String(64), nullable=False),
         sa.Column("event_id", sa.String(64), nullable=False),
+        sa.Column("source", sa.String(128), nullable=False),
         sa.Column("sequence", ID, nullable=False),
         sa.Column("type", sa.String(128), nullable=False),
         sa.Column("subject", sa.String(128), nullable=False),
