@@ -7,7 +7,8 @@ from pathlib import Path
 
 import click
 
-from estserver.cli.common import Exit, emit, home_option, json_option, open_inventory
+from estserver.cli.common import emit, home_option, json_option, open_inventory
+from estserver.errors import StateError
 
 
 @click.group()
@@ -18,8 +19,7 @@ def audit() -> None:
 @audit.command("verify")
 @home_option
 @json_option
-@click.pass_context
-def verify(context: click.Context, home: Path, as_json: bool) -> None:
+def verify(home: Path, as_json: bool) -> None:
     """Walk the whole chain; exit with 10 when a row was changed, removed or put in.
 
     Note the head down in another place: nobody can rewrite what came before it without changing it.
@@ -32,8 +32,11 @@ def verify(context: click.Context, home: Path, as_json: bool) -> None:
     values = {name: value for name, value in asdict(report).items() if as_json or value not in {None, ""}}
     emit(values, as_json=as_json)
     if not report.ok:
-        click.echo(f"error: the audit chain is broken: {report.reason}", err=True)
-        context.exit(Exit.NOT_VERIFIED)
+        raise StateError(
+            f"the audit chain is broken: {report.reason}",
+            code="not-verified",
+            advice="keep the file as it is, and compare it with an earlier backup or export",
+        )
 
 
 @audit.command("export")
