@@ -1,7 +1,7 @@
 """The check of the certificate that came back against what was asked for, before anything is installed.
 
-The key, the path to the explicit anchors, dates, subject, names and purpose: all of them are looked at,
-and everything wrong is said at once. Names are compared by value, whatever string type the CA wrote them in (RFC 5280 §7.1).
+The key, the path to the explicit anchors, dates, subject, names and purpose: all of them are looked at, and everything
+wrong is said at once. Names are compared by value, whatever string type the CA wrote them in (RFC 5280 §7.1).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from cryptography import x509
 
 from devicesim.csr import alternative_names, spki
 from devicesim.errors import VerificationFailed
-from devicesim.trust import TrustAnchors, build_path, is_ca, may_authenticate_client
+from devicesim.trust import TrustAnchors, build_path, is_ca, is_self_signed, may_authenticate_client
 
 
 def check_certificate(
@@ -40,7 +40,7 @@ def check_certificate(
             "the certificate that came back is not usable: " + "; ".join(problems),
             advice="nothing was changed; report it to whoever runs the server",
         )
-    return tuple(found for found in path[1:] if found not in trust.explicit)
+    return tuple(found for found in path[1:] if not is_self_signed(found))
 
 
 def _problems(

@@ -67,7 +67,7 @@ class CaCerts:
         return tuple(found for found in self.certificates if self._is_intermediate(found, now))
 
     def _is_intermediate(self, certificate: x509.Certificate, now: datetime) -> bool:
-        if certificate in self.trust.explicit or not is_ca(certificate) or is_self_signed(certificate):
+        if not is_ca(certificate) or is_self_signed(certificate):
             return False
         try:
             build_path(certificate, self.certificates, self.trust, now)

@@ -19,7 +19,7 @@ import contextlib
 import ipaddress
 import string
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
 from asn1crypto import cms, core, keys
@@ -87,6 +87,7 @@ class CsrAttrs:
         binding: the request must be bound to its TLS connection (RFC 7030 §3.5).
         oids: the bare object identifiers, known or not; signature algorithms are among them.
         from_template: the wishes come from an RFC 9908 template and are complete.
+        der: the octets they were read from; an empty sequence when there were none.
     """
 
     subject: tuple[tuple[AttributeWish, ...], ...] | None = None
@@ -95,6 +96,7 @@ class CsrAttrs:
     binding: bool = False
     oids: tuple[str, ...] = ()
     from_template: bool = False
+    der: bytes = field(default=b"\x30\x00", repr=False)
 
 
 # --- base64 and CMS -------------------------------------------------------------------------------------------------
@@ -281,13 +283,14 @@ def parse_csrattrs(der: bytes) -> CsrAttrs:
         }
     binding = CHALLENGE_PASSWORD in oids or CHALLENGE_PASSWORD in attributes
     if TEMPLATE in attributes:
-        return _from_template(attributes[TEMPLATE], oids, binding=binding)
+        return replace(_from_template(attributes[TEMPLATE], oids, binding=binding), der=der)
     return CsrAttrs(
         subject=_legacy_subject(oids),
         key=_legacy_key(oids, attributes),
         extensions=_legacy_extensions(attributes.get(EXTENSION_REQUEST, [])),
         binding=binding,
         oids=oids,
+        der=der,
     )
 
 

@@ -99,8 +99,12 @@ def key_type(name: str) -> KeyType:
 
 
 def key_type_of(key: PrivateKey) -> str:
-    """Return the name of the kind a key is of; one that is in no row is named for what it is."""
-    public = key.public_key()
+    """Return the name of the kind a private key is of."""
+    return public_key_type(key.public_key())
+
+
+def public_key_type(public: object) -> str:
+    """Return the name of the kind a public key is of; one that is in no row is named for what it is."""
     if isinstance(public, ec.EllipticCurvePublicKey):
         names = {"secp256r1": "EC-P256", "secp384r1": "EC-P384", "secp521r1": "EC-P521"}
         return names.get(public.curve.name, public.curve.name)

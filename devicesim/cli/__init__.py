@@ -1,7 +1,7 @@
 """The command `devicesim`: groups that are loaded when they are used, and one way for every error to leave.
 
 The command line is the only reader of clock, environment and arguments. A user's mistake is one line on standard error,
-`error: what happened — what to do`, and the exit code of `devicesim.errors`; with `--json` before it, an object.
+`error: what happened — what to do`, and the exit code of `devicesim.errors`.
 """
 
 from __future__ import annotations
@@ -54,16 +54,20 @@ class _LazyGroup(click.Group):
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the commands without importing them."""
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, _GROUPS[name]) for name in self.list_commands(ctx)])
+        rows = [(name, _GROUPS[name]) for name in self.list_commands(ctx)]
+        if rows:
+            with formatter.section("Commands"):
+                formatter.write_dl(rows)
 
 
 @click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="devicesim")
 def cli() -> None:
-    """The device's side of EST: requests, enrolment, the factory line, announcements.
+    """Be the device's side of EST: requests, enrolment, the factory line, announcements.
 
-    Example: devicesim est cacerts --server https://est.example --fingerprint 5E:A0:…
+    \b
+    devicesim est cacerts --server https://est.example --fingerprint 5E:A0:… --out root.pem
+    devicesim est enroll --server https://est.example --trust root.pem --subject sn-00042 --out sn-00042
     """
 
 
@@ -77,18 +81,18 @@ def run(arguments: Sequence[str] | None = None) -> int:
     try:
         result: Any = cli.main(args=arguments, prog_name="devicesim", standalone_mode=False)
     except DeviceSimError as error:
-        click.echo(f"error: {error.line}", err=True)
-        return error.exit_code
+        return _end(f"error: {error.line}", error.exit_code)
     except click.exceptions.Abort:
-        click.echo("error: interrupted — run it again: nothing is lost", err=True)
-        return 130
-    except click.UsageError as error:
-        hint = error.ctx.command_path if error.ctx else "devicesim"
-        click.echo(f"error: {error.format_message()} — see {hint} --help", err=True)
-        return UsageProblem.exit_code
+        return _end("error: interrupted — run it again: nothing is lost", 130)
+    except click.exceptions.NoArgsIsHelpError as error:
+        return _end(error.format_message(), UsageProblem.exit_code)
     except click.ClickException as error:
-        click.echo(f"error: {error.format_message()}", err=True)
-        return UsageProblem.exit_code
-    except BrokenPipeError:
-        return 1
+        context = error.ctx if isinstance(error, click.UsageError) else None
+        see = f" — see {context.command_path} --help" if context else ""
+        return _end(f"error: {error.format_message()}{see}", UsageProblem.exit_code)
     return result if isinstance(result, int) else 0
+
+
+def _end(line: str, code: int) -> int:
+    click.echo(line, err=True)
+    return code
