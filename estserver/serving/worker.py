@@ -59,8 +59,8 @@ class FrontWorker(Worker):
         while self.alive:
             self._turn()
         self._stop_accepting_for_good()
-        until = time.monotonic() + self._options.graceful_seconds
-        while self._connections and time.monotonic() < until and not self._hurry:
+        self._stop_at = time.monotonic() + self._options.graceful_seconds
+        while self._connections and time.monotonic() < self._stop_at and not self._hurry:
             self._turn()
         self._abandon()
 
@@ -76,7 +76,7 @@ class FrontWorker(Worker):
         self._deadlines: Deadlines[Phase, Connection] = Deadlines(
             {phase: getattr(options, name) for phase, name in self._LIMITED.items()} | {Phase.LINGER: LINGER_SECONDS}
         )
-        self._accept_again_at = NEVER
+        self._accept_again_at = self._stop_at = NEVER
         self._beat_at = 0.0
         self._listener = self.sockets[0]
         self._selector = selectors.DefaultSelector()
@@ -115,7 +115,8 @@ class FrontWorker(Worker):
         if self._ready:
             return 0.0
         now = time.monotonic()
-        return self._deadlines.wait_seconds(now, max(0.0, min(TURN_MAX_SECONDS, self._accept_again_at - now)))
+        longest = min(TURN_MAX_SECONDS, self._accept_again_at - now, self._stop_at - now)
+        return self._deadlines.wait_seconds(now, max(0.0, longest))
 
     def _beat(self, now: float) -> None:
         """Tell the master, once a second, that the loop turns; stop when the master is gone."""
@@ -210,6 +211,7 @@ class FrontWorker(Worker):
         request = connection.request
         if request is None or connection not in self._connections:
             return
+        self._deadlines.remove(connection)  # it may be READY again, with a pipelined request, before it is filed again
         try:
             status, headers, body = run_app(self.wsgi, connection.environ())
         except Exception:
