@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import paho.mqtt.client as paho
 from cryptography import x509
@@ -29,7 +29,7 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
-from devicesim.errors import DeviceSimError, EstRefused, KeyStoreError, Unreachable, UsageProblem
+from devicesim.errors import DeviceSimError, KeyStoreError, Unreachable, UsageProblem
 from devicesim.mqtt.events import CONTENT_TYPE
 from devicesim.trust import load_certificates
 
@@ -40,6 +40,13 @@ TLS_KEYS = (ec.EllipticCurvePublicKey, rsa.RSAPublicKey, ed25519.Ed25519PublicKe
 UNSUPPORTED_VERSION = 0x84
 
 _URL = re.compile(r"mqtts://(?:(?P<host>[A-Za-z0-9._-]+)|\[(?P<v6>[0-9A-Fa-f:.]+)\])(?::(?P<port>[0-9]{1,5}))?/?")
+
+
+class BrokerRefused(DeviceSimError):
+    """The broker knows this client and said no; the same connection will not succeed."""
+
+    code = "broker-refused"
+    exit_code = 7
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +139,8 @@ class MqttConnection:
     """A connected client, driven by `step()` in the caller's own thread; use as a context manager.
 
     Attributes:
+        acks: the broker's answers to publish(), by message id: None when it has the message, else why not.
+        window: how many messages may be on their way unanswered.
         reads_back: an acknowledgement proves nothing here (MQTT 3.1.1): only reading back does.
     """
 
@@ -148,8 +157,9 @@ class MqttConnection:
     ) -> None:
         self.broker = broker
         self.identity = identity
-        self.acks: dict[int, str | None] = {}  # message id -> None when accepted, else why not
-        self._will, self._session_seconds, self._window = will, session_seconds, window
+        self.acks: dict[int, str | None] = {}
+        self.window = window
+        self._will, self._session_seconds = will, session_seconds
         self._on_message = on_message
         self._subscribed: dict[int, bool] = {}
         deadline = time.monotonic() + connect_seconds
@@ -160,7 +170,7 @@ class MqttConnection:
             self._client = self._connect(context, MQTTProtocolVersion.MQTTv311, deadline)
         self.reads_back = self._client.protocol != MQTTProtocolVersion.MQTTv5
 
-    def __enter__(self) -> MqttConnection:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -186,12 +196,7 @@ class MqttConnection:
 
     def subscribe(self, topic: str, deadline: float) -> bool:
         """Subscribe at QoS 1 and wait for the answer; False when the broker denies it."""
-        options = None if self.reads_back else SubscribeOptions(qos=1, retainAsPublished=True)
-        code, mid = (
-            self._client.subscribe(topic, 1, options=options)
-            if options is None
-            else self._client.subscribe(topic, options=options)
-        )
+        code, mid = self._client.subscribe(topic, 1, options=None if self.reads_back else SubscribeOptions(qos=1))
         if code != paho.MQTT_ERR_SUCCESS or mid is None:
             raise Unreachable(f"the broker {self.broker} is not connected")
         self.wait(lambda: mid in self._subscribed, deadline, "to answer a subscription")
@@ -225,7 +230,12 @@ class MqttConnection:
     def _connect(self, context: ssl.SSLContext, version: MQTTProtocolVersion, deadline: float) -> paho.Client:
         client = self._prepare(context, version)
         answers: list[ReasonCode] = []
-        client.on_connect = lambda _c, _u, _f, code, _p: answers.append(code)
+
+        def connected(_c: object, _u: object, _f: object, code: ReasonCode, granted: Properties | None) -> None:
+            answers.append(code)
+            self.window = min(self.window, getattr(granted, "ReceiveMaximum", self.window))  # MQTT 5 §3.3.4
+
+        client.on_connect = connected
         modern = version == MQTTProtocolVersion.MQTTv5
         start: dict[str, Any] = {"clean_start": self._session_seconds == 0, "properties": self._connect_properties()}
         try:
@@ -242,7 +252,7 @@ class MqttConnection:
         if modern and answers[0].value == UNSUPPORTED_VERSION:
             raise _SpeaksNoMqtt5
         if answers[0].is_failure:
-            raise EstRefused(
+            raise BrokerRefused(
                 f"the broker {self.broker} refused {self.identity.name!r}: {answers[0]}",
                 advice="the broker must trust this certificate's CA and know this name",
             )
@@ -259,7 +269,7 @@ class MqttConnection:
         )
         client.tls_set_context(context)
         client.connect_timeout = CONNECT_SECONDS / 2
-        client.max_inflight_messages_set(self._window)
+        client.max_inflight_messages_set(self.window)
         client.on_publish = self._published
         client.on_subscribe = lambda _c, _u, mid, codes, _p: self._subscribed.update({mid: not codes[0].is_failure})
         client.on_message = self._message
@@ -275,9 +285,7 @@ class MqttConnection:
             self._on_message(Received(message.topic, bytes(message.payload), message.retain))
 
     def _connect_properties(self) -> Properties:
-        return _properties(
-            PacketTypes.CONNECT, SessionExpiryInterval=self._session_seconds, ReceiveMaximum=self._window
-        )
+        return _properties(PacketTypes.CONNECT, SessionExpiryInterval=self._session_seconds, ReceiveMaximum=self.window)
 
     def _will_properties(self) -> Properties | None:
         assert self._will is not None
@@ -314,7 +322,7 @@ def common_name(certificate: x509.Certificate) -> str | None:
 
 
 def _properties(packet: int, **facts: object) -> Properties:
-    properties = Properties(packet)
+    properties = Properties(packet)  # type: ignore[no-untyped-call]  # paho leaves it untyped
     for name, value in facts.items():
         setattr(properties, name, value)
     return properties

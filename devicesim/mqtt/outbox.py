@@ -42,8 +42,8 @@ class OutboxRow:
     topic: str
     payload: bytes
     retain: bool
-    tries: int
-    reason: str | None
+    tries: int = 0
+    reason: str | None = None
 
 
 def add(conn: sqlite3.Connection, *, id: str, topic: str, payload: bytes, retain: bool, at: datetime) -> None:  # noqa: A002 - CloudEvents' own name
