@@ -14,7 +14,9 @@ _ADD = (
     .returning(counter.c.value)
 )
 _BEGIN = insert(counter)
-PUBLIC = ("issued", "repeated", "refused", "revoked", "voided", "outbox_depth")
+SENT, SEQUENCE = "events_sent", "sequence:"
+"""How many events were sent; and, before the name of a source, how many it ever had to tell."""
+PUBLIC = ("issued", "repeated", "refused", "revoked", "voided")
 """What `read` tells, zero when it never happened."""
 
 
@@ -29,7 +31,9 @@ def add(tx: Transaction, name: str, amount: int = 1) -> int:
 
 
 def read(connection: Connection) -> dict[str, int]:
-    """Return the public counters, summed over all servers."""
+    """Return the public counters, summed over all servers, and how many events are still to be sent."""
     query = select(counter.c.name, func.sum(counter.c.value)).group_by(counter.c.name)
     found = {name: int(value) for name, value in connection.execute(query)}
-    return {name: found.get(name, 0) for name in PUBLIC}
+    told = {name: found.get(name, 0) for name in PUBLIC}
+    owed = sum(value for name, value in found.items() if name.startswith(SEQUENCE))
+    return {**told, "outbox_depth": owed - found.get(SENT, 0)}

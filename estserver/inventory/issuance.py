@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, Row, bindparam, insert, or_, select, update
+from sqlalchemy import Connection, Row, and_, bindparam, insert, or_, select, update
 
 from estserver.errors import BadCredentials, InternalError, KeyReused, NotAuthorized, StorageUnavailable
 from estserver.inventory import audit, counters, outbox
@@ -69,11 +69,13 @@ def fingerprint(grant: Grant) -> str:
 def reserve(tx: Transaction, grant: Grant, serial: Serial) -> Reservation | Issued:
     """Write a serial down for a grant, or find the certificate that already answers it."""
     same = fingerprint(grant)
-    repeated = _answered(tx, same)
-    if repeated:
-        _tell_repeat(tx, grant, repeated)
-        return repeated
-    _claim_key(tx.connection, grant)
+    key = tx.connection.execute(_KEY, {"spki": grant.csr.spki_sha256}).one_or_none()
+    if key is not None and key.certified:
+        repeated = _answered(tx, same)
+        if repeated:
+            _tell_repeat(tx, grant, repeated)
+            return repeated
+    _claim_key(tx.connection, grant, key)
     if grant.credential is not None:
         _charge(tx, grant.credential, same)
     values = {
@@ -88,6 +90,7 @@ def reserve(tx: Transaction, grant: Grant, serial: Serial) -> Reservation | Issu
     return Reservation(serial, grant, tx.now)
 
 
+_KEY = select(device_key.c.device, device_key.c.certified).where(device_key.c.spki_sha256 == bindparam("spki"))
 _RESERVE = insert(reservation)
 _INSERT_KEY = insert(device_key)
 _USE = insert(credential_use)
@@ -115,11 +118,7 @@ def _answered(tx: Transaction, same: str) -> Issued | None:
     return Issued(row.serial, Der(row.certificate_der), DeviceId(row.device), repeated=True)
 
 
-_KEY = select(device_key.c.device, device_key.c.certified).where(device_key.c.spki_sha256 == bindparam("spki"))
-
-
-def _claim_key(connection: Connection, grant: Grant) -> None:
-    row = connection.execute(_KEY, {"spki": grant.csr.spki_sha256}).one_or_none()
+def _claim_key(connection: Connection, grant: Grant, row: Row[*tuple[Any, ...]] | None) -> None:
     if row is None:
         connection.execute(
             _INSERT_KEY,
@@ -166,9 +165,27 @@ def _charge(tx: Transaction, name: str, same: str) -> None:
 # --- record ---------------------------------------------------------------------------------------------------------
 
 
-_RESERVED = select(reservation.c.id, reservation.c.fingerprint, reservation.c.state).where(
-    reservation.c.serial == bindparam("reserved")
+_old = reservation.alias("old")
+_RESERVED = (
+    select(
+        reservation.c.id,
+        reservation.c.fingerprint,
+        reservation.c.state,
+        device_key.c.device.label("key_device"),
+        device_key.c.certified.label("key_certified"),
+        _old.c.id.label("old_id"),
+        _old.c.serial.label("old_serial"),
+    )
+    .select_from(reservation)
+    .join(device_key, device_key.c.spki_sha256 == bindparam("spki"))
+    .outerjoin(
+        device_certificate,
+        and_(device_certificate.c.device == bindparam("whose"), device_certificate.c.profile == bindparam("rules")),
+    )
+    .outerjoin(_old, _old.c.id == device_certificate.c.certificate_id)
+    .where(reservation.c.serial == bindparam("reserved"))
 )
+"""All that `record` has to look at again, in one statement."""
 _CLOSE = update(reservation).where(reservation.c.id == bindparam("reserved")).values(state=ReservationState.RECORDED)
 _CERTIFY = update(device_key).where(device_key.c.spki_sha256 == bindparam("spki")).values(certified=True)
 
@@ -184,37 +201,38 @@ def record(
     """
     grant = reserved.grant
     row = _open_reservation(tx.connection, reserved)
-    repeated = _answered(tx, row.fingerprint)
+    repeated = _answered(tx, row.fingerprint) if row.key_certified else None
     if repeated:
         _mark_void(tx, reserved.serial, grant.device, "answered meanwhile")
         _tell_repeat(tx, grant, repeated)
         return repeated
-    problem = _overtaken(tx.connection, grant)
+    problem = _overtaken(tx.connection, grant, row)
     if problem:
         _mark_void(tx, reserved.serial, grant.device, str(problem))
         return problem
     tx.connection.execute(_INSERT, _certificate_values(row.id, reserved, der, tx.now))
     tx.connection.execute(_CLOSE, {"reserved": row.id})
     tx.connection.execute(_CERTIFY, {"spki": grant.csr.spki_sha256})
-    superseded = _make_current(tx.connection, row.id, reserved)
-    _tell_issue(tx, reserved, der, superseded)
+    _make_current(tx.connection, row, reserved)
+    _tell_issue(tx, reserved, der, row.old_serial)
     outbox.add(tx, events)
     return Issued(reserved.serial, der, grant.device)
 
 
-def _open_reservation(connection: Connection, reserved: Reservation) -> Row[Any, Any, Any]:
-    row = connection.execute(_RESERVED, {"reserved": reserved.serial}).one_or_none()
-    if row is None or row.fingerprint != fingerprint(reserved.grant) or row.state == ReservationState.RECORDED:
+def _open_reservation(connection: Connection, reserved: Reservation) -> Row[*tuple[Any, ...]]:
+    grant = reserved.grant
+    values = {"spki": grant.csr.spki_sha256, "whose": grant.device, "rules": grant.profile}
+    row = connection.execute(_RESERVED, {**values, "reserved": reserved.serial}).one_or_none()
+    if row is None or row.fingerprint != fingerprint(grant) or row.state == ReservationState.RECORDED:
         raise InternalError("the certificate does not belong to an open reservation")
     if row.state == ReservationState.VOID:
         raise StorageUnavailable("the reservation was withdrawn meanwhile", retry_after=timedelta(seconds=1))
     return row
 
 
-def _overtaken(connection: Connection, grant: Grant) -> KeyReused | NotAuthorized | None:
+def _overtaken(connection: Connection, grant: Grant, row: Row[*tuple[Any, ...]]) -> KeyReused | NotAuthorized | None:
     """Look again at what was decided before signing: the key may be certified by now, the predecessor revoked."""
-    key = connection.execute(_KEY, {"spki": grant.csr.spki_sha256}).one()
-    if key.device != grant.device or (key.certified and not grant.key_reuse):
+    if row.key_device != grant.device or (row.key_certified and not grant.key_reuse):
         return KeyReused("this key was certified before", advice="make a new key for every certificate")
     if grant.predecessor is not None and connection.execute(_REVOKED, {"which": grant.predecessor}).scalar():
         return NotAuthorized("the certificate to be renewed was revoked")
@@ -249,12 +267,11 @@ def _certificate_values(row_id: int, reserved: Reservation, der: Der, now: datet
     }
 
 
-_CURRENT = (
-    select(device_certificate.c.certificate_id, reservation.c.serial)
-    .join(reservation, reservation.c.id == device_certificate.c.certificate_id)
-    .where(device_certificate.c.device == bindparam("whose"), device_certificate.c.profile == bindparam("rules"))
+_SUPERSEDE = (
+    update(certificate)
+    .where(certificate.c.id == bindparam("old"))
+    .values(superseded_by=bindparam("successor", type_=certificate.c.superseded_by.type))
 )
-_SUPERSEDE = update(certificate).where(certificate.c.id == bindparam("old"))
 _REPLACE = (
     update(device_certificate)
     .where(device_certificate.c.device == bindparam("whose"), device_certificate.c.profile == bindparam("rules"))
@@ -262,19 +279,14 @@ _REPLACE = (
 )
 
 
-def _make_current(connection: Connection, row_id: int, reserved: Reservation) -> Serial | None:
-    """Make a certificate the one of its device and profile; return the serial it supersedes."""
-    whose = {"whose": reserved.grant.device, "rules": reserved.grant.profile}
-    old = connection.execute(_CURRENT, whose).one_or_none()
-    if old is None:
-        connection.execute(
-            _FIRST,
-            {"device": whose["whose"], "profile": whose["rules"], "certificate_id": row_id},
-        )
-        return None
-    connection.execute(_SUPERSEDE, {"old": old.certificate_id, "superseded_by": reserved.serial})
-    connection.execute(_REPLACE, {**whose, "new": row_id})
-    return Serial(old.serial)
+def _make_current(connection: Connection, row: Row[*tuple[Any, ...]], reserved: Reservation) -> None:
+    """Make a certificate the one of its device and profile; the one before it, if any, is superseded."""
+    device, profile = reserved.grant.device, reserved.grant.profile
+    if row.old_id is None:
+        connection.execute(_FIRST, {"device": device, "profile": profile, "certificate_id": row.id})
+    else:
+        connection.execute(_SUPERSEDE, {"old": row.old_id, "successor": reserved.serial})
+        connection.execute(_REPLACE, {"whose": device, "rules": profile, "new": row.id})
 
 
 # --- void -----------------------------------------------------------------------------------------------------------

@@ -8,6 +8,8 @@ Rules:
 
 from __future__ import annotations
 
+import itertools
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -43,26 +45,27 @@ def add(tx: Transaction, events: Sequence[Event]) -> None:
     """Owe these announcements."""
     if not events:
         return
-    counters.add(tx, "outbox_depth", len(events))
-    tx.connection.execute(
-        _INSERT,
-        [
-            {
-                "server_id": tx.server_id,
-                "event_id": event.id,
-                "source": event.source,
-                "sequence": counters.add(tx, f"sequence:{event.source}"),
-                "type": event.type,
-                "subject": event.subject,
-                "topic": event.topic,
-                "retain": event.retain,
-                "at": event.at,
-                "data": dict(event.data),
-                "attempts": 0,
-            }
-            for event in events
-        ],
-    )
+    next_of = {
+        source: itertools.count(counters.add(tx, counters.SEQUENCE + source, count) - count + 1)
+        for source, count in Counter(event.source for event in events).items()
+    }
+    tx.connection.execute(_INSERT, [_values(tx, event, next(next_of[event.source])) for event in events])
+
+
+def _values(tx: Transaction, event: Event, sequence: int) -> dict[str, object]:
+    return {
+        "server_id": tx.server_id,
+        "event_id": event.id,
+        "source": event.source,
+        "sequence": sequence,
+        "type": event.type,
+        "subject": event.subject,
+        "topic": event.topic,
+        "retain": event.retain,
+        "at": event.at,
+        "data": dict(event.data),
+        "attempts": 0,
+    }
 
 
 def pending(connection: Connection, server_id: str, limit: int) -> list[OutboxRow]:
@@ -93,7 +96,7 @@ def done(tx: Transaction, event_ids: Iterable[str]) -> None:
     )
     marked = sum(tx.connection.execute(query, {"sent": event_id, "now": tx.now}).rowcount for event_id in event_ids)
     if marked:
-        counters.add(tx, "outbox_depth", -marked)
+        counters.add(tx, counters.SENT, marked)
 
 
 def failed(connection: Connection, event_id: str, reason: str) -> None:

@@ -168,7 +168,9 @@ def test_a_predecessor_revoked_meanwhile_stops_its_renewal(inventory: Inventory)
 def test_revoking_a_device_withdraws_what_is_being_issued_for_it(inventory: Inventory) -> None:
     enroll(inventory, grant_for(), 1)
     pending = reserve(inventory, grant_for(key="new key"), 2)
-    assert [record.serial for record in inventory.revoke_device(DeviceId("sn-1"), "unspecified", "operator:a", NOW)] == [1]
+    assert [
+        record.serial for record in inventory.revoke_device(DeviceId("sn-1"), "unspecified", "operator:a", NOW)
+    ] == [1]
     with pytest.raises(StorageUnavailable) as caught:
         inventory.record(pending, Der(b"too late"), [], NOW)
     assert caught.value.retry_after is not None
