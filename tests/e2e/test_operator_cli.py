@@ -16,6 +16,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
@@ -24,8 +25,9 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
 from estserver.cli import main
+from estserver.cli.revoke import revoke
 from estserver.identity.credentials import CredentialVerifier
-from estserver.inventory import Inventory
+from estserver.inventory import REASONS, Inventory
 from estserver.model import Der, Serial
 from tests.inventory_support import csr_for, grant_for
 
@@ -320,6 +322,12 @@ def test_a_revocation_is_final_told_and_audited(operator: Operator) -> None:
     assert "org.estline.certificate.revoked.v1" in told
     assert len(revoked) == 3
     assert all(row.actor.startswith("operator:") for row in revoked)
+
+
+def test_the_command_offers_every_reason_the_inventory_takes() -> None:
+    (option,) = (parameter for parameter in revoke.params if parameter.name == "reason")
+    assert isinstance(option.type, click.Choice)
+    assert tuple(option.type.choices) == REASONS
 
 
 def test_a_broken_audit_chain_ends_with_its_own_code(operator: Operator) -> None:

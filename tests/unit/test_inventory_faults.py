@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
 import sqlite3
@@ -9,6 +10,8 @@ import stat
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
+from multiprocessing.connection import Connection
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
@@ -273,6 +276,34 @@ def test_processes_that_answer_the_same_requests_at_once_agree(path: Path) -> No
         spent = inventory.credential("line-1")
         assert spent is not None
         assert spent.spent == count
+
+
+def _enroll_for_ever(path: Path, told: Connection) -> None:
+    with Inventory.open(path) as inventory:
+        for serial in itertools.count(1):
+            told.send(enroll(inventory, grant_for(f"sn-{serial}"), serial, events=[event(str(serial))]).serial)
+
+
+def test_a_killed_process_loses_nothing_that_it_answered(path: Path) -> None:
+    Inventory.open(path, create=True).close()
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    child = context.Process(target=_enroll_for_ever, args=(path, sender))
+    child.start()
+    sender.close()
+    answered = [receiver.recv() for _ in range(30)]
+    child.kill()
+    child.join(30)
+    with suppress(EOFError):
+        while True:
+            answered.append(receiver.recv())
+    receiver.close()
+    with Inventory.open(path) as inventory:
+        assert all(inventory.by_serial(serial) for serial in answered)
+        assert inventory.audit_verify().ok
+        counters = inventory.counters()
+        assert counters["issued"] == counters["outbox_depth"] >= len(answered)
+        assert len(inventory.leftovers_void(NOW)) <= 1
 
 
 def test_an_inventory_that_crossed_a_fork_makes_its_own_connections(inventory: Inventory) -> None:
