@@ -174,6 +174,8 @@ class Enrollment:
         if identity.kind is IdentityKind.CERTIFICATE or device == shown.device:
             return shown
         found = self._inventory.current_by_names(asked.subject, asked.san, device)
+        if found is not None and found.spki_sha256 == asked.spki_sha256 and found.predecessor is not None:
+            found = self._inventory.by_serial(found.predecessor)  # a repeat: what it renewed, not what came of it
         if found is None or found.revoked_at is not None or not found.not_before <= now <= found.not_after:
             raise NotAuthorized(
                 f"there is no valid certificate with these names to renew for {device}", code="nothing-to-renew"

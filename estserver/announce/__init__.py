@@ -27,7 +27,7 @@ from estserver.keys import FileSigner
 __all__ = ["Announcer", "start_announcer"]
 
 IDLE_SECONDS = 0.1
-BACKOFF_MAX_SECONDS = 30.0
+BACKOFF_MAX_SECONDS = 5.0
 KEEP_SENT = timedelta(days=30)
 
 _log = logging.getLogger(__name__)
@@ -82,7 +82,7 @@ class Announcer:
             self._inventory.outbox_failed(event_id, reason)
             self._say(f"the broker did not take an event: {reason}")
         if denied and not done:
-            time.sleep(BACKOFF_MAX_SECONDS / 10)
+            time.sleep(BACKOFF_MAX_SECONDS)
         return len(done)
 
     def _speaker(self) -> Speaker:

@@ -54,7 +54,8 @@ def cli() -> None:
 def main() -> None:
     """Run the program; a user's mistake ends in one line and an exit code, never in a traceback."""
     try:
-        cli.main(standalone_mode=False)
+        status = cli.main(standalone_mode=False)
+        sys.exit(status if isinstance(status, int) else Exit.DONE)
     except click.exceptions.Exit as stop:
         sys.exit(stop.exit_code)
     except click.ClickException as error:

@@ -5,9 +5,7 @@ The command line is the only reader of clock, environment and argv; every room b
 
 from __future__ import annotations
 
-import csv
 import getpass
-import io
 import json
 import os
 import re
@@ -146,17 +144,6 @@ def emit(
             click.echo(f"{key:<{width}}  {_text(value)}")
     else:
         _table(data, columns or (list(data[0]) if data else ()))
-
-
-def emit_csv(rows: Sequence[Mapping[str, object]], columns: Sequence[str]) -> None:
-    """Print rows as RFC 4180 CSV with a header; a cell that a spreadsheet would run is quoted with an apostrophe."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer)
-    writer.writerow(columns)
-    for row in rows:
-        cells = [_text(row.get(column)) for column in columns]
-        writer.writerow([f"'{cell}" if cell[:1] in "=+-@\t\r" and cell else cell for cell in cells])
-    click.echo(buffer.getvalue(), nl=False)
 
 
 def _table(rows: Sequence[Mapping[str, object]], columns: Sequence[str]) -> None:
