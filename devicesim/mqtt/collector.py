@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import OrderedDict
+from collections.abc import KeysView
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -139,6 +140,11 @@ class Collector:
             refused_count=self._refused_count,
             gaps={source: tuple(sorted(numbers)) for source, numbers in self._missing.items() if numbers},
         )
+
+    @property
+    def seen(self) -> KeysView[tuple[str, str]]:
+        """The (source, id) of every event that was proven."""
+        return self._seen.keys()
 
     def latest(self, kind: EventType, subject: str) -> Event | None:
         """Return the newest proven event of a type about a subject."""

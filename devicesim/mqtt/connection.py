@@ -27,7 +27,6 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
-from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from devicesim.errors import DeviceSimError, KeyStoreError, Unreachable, UsageProblem
 from devicesim.mqtt.events import CONTENT_TYPE
@@ -106,6 +105,7 @@ class MqttIdentity:
             )
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context.sslsocket_class = _TlsSocket
         try:
             context.load_verify_locations(self.trust_path)
             context.load_cert_chain(self.certificate_path, self.key_path, lambda: self.passphrase or b"")
@@ -196,7 +196,7 @@ class MqttConnection:
 
     def subscribe(self, topic: str, deadline: float) -> bool:
         """Subscribe at QoS 1 and wait for the answer; False when the broker denies it."""
-        code, mid = self._client.subscribe(topic, 1, options=None if self.reads_back else SubscribeOptions(qos=1))
+        code, mid = self._client.subscribe(topic, 1)
         if code != paho.MQTT_ERR_SUCCESS or mid is None:
             raise Unreachable(f"the broker {self.broker} is not connected")
         self.wait(lambda: mid in self._subscribed, deadline, "to answer a subscription")
@@ -309,6 +309,17 @@ class MqttConnection:
                 advice="check its address, and that the trust anchor is the one of its CA",
             )
         return Unreachable(f"cannot reach the broker {self.broker}: {_reason(fault)}")
+
+
+class _TlsSocket(ssl.SSLSocket):
+    """Closes itself when the handshake fails, which paho leaves to the garbage collector."""
+
+    def do_handshake(self, block: bool = False) -> None:
+        try:
+            super().do_handshake(block)
+        except BaseException:
+            self.close()
+            raise
 
 
 class _SpeaksNoMqtt5(Exception):

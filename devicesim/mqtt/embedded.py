@@ -2,6 +2,7 @@
 
 What amqtt does not do by itself is added here, before it looks at anything else of a CONNECT:
 - a client without a certificate of the CA does not get through the handshake;
+- one that speaks MQTT 5 is told at once that it is not spoken here (amqtt would wait for bytes that never come);
 - the certificate's CN replaces user name and client id, so that nobody can touch another's session;
 - a will on a topic its owner may not write to is refused with the connection.
 """
@@ -9,6 +10,7 @@ What amqtt does not do by itself is added here, before it looks at anything else
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import signal
 import ssl
@@ -17,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import amqtt.broker
+from amqtt.adapters import ReaderAdapter, WriterAdapter
 from amqtt.broker import Broker
 from amqtt.contexts import Action, BaseContext, BrokerConfig, ListenerConfig
 from amqtt.errors import MQTTError
@@ -29,6 +32,11 @@ from devicesim.errors import ConfigInvalid
 from devicesim.mqtt.access import Access
 from devicesim.mqtt.broker import BrokerSettings
 from devicesim.mqtt.connection import BrokerUrl, common_name
+
+CONNECT = 0x10
+CONNECT_SECONDS = 10.0
+CONNECT_MAX_BYTES = 128 * 1024
+UNACCEPTABLE_PROTOCOL = bytes((0x20, 2, 0, 1))  # CONNACK, MQTT 3.1.1 §3.2.2.3
 
 _HERE = "devicesim.mqtt.embedded"
 
@@ -83,6 +91,13 @@ class _CertifiedBroker(Broker):
         context.verify_mode = ssl.CERT_REQUIRED
         return context
 
+    async def stream_connected(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, listener_name: str
+    ) -> None:
+        """Serve one connection; that it may break at any time is no news (amqtt's hook)."""
+        with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+            await super().stream_connected(reader, writer, listener_name)
+
 
 def _certified_handler(access: Access) -> type[BrokerProtocolHandler]:
     class CertifiedHandler(BrokerProtocolHandler):
@@ -90,7 +105,12 @@ def _certified_handler(access: Access) -> type[BrokerProtocolHandler]:
 
         @classmethod
         async def init_from_connect(cls, reader: Any, writer: Any, plugins_manager: Any) -> Any:  # noqa: ANN401 - amqtt's own types
-            handler, session = await BrokerProtocolHandler.init_from_connect(reader, writer, plugins_manager)
+            try:
+                async with asyncio.timeout(CONNECT_SECONDS):
+                    replay = await _begin(reader, writer)
+                    handler, session = await BrokerProtocolHandler.init_from_connect(replay, writer, plugins_manager)
+            except (TimeoutError, OSError, asyncio.IncompleteReadError) as fault:
+                raise MQTTError("no CONNECT in time") from fault
             name = _name_on(session.ssl_object)
             if name is None:
                 raise MQTTError("no certificate with a name")
@@ -102,10 +122,42 @@ def _certified_handler(access: Access) -> type[BrokerProtocolHandler]:
     return CertifiedHandler
 
 
+class _Replay(ReaderAdapter):
+    """Gives back what was read to look at, then goes on with the connection."""
+
+    def __init__(self, head: bytes, rest: ReaderAdapter) -> None:
+        self._head, self._rest = head, rest
+
+    async def read(self, n: int = -1) -> bytes:
+        """Return `n` bytes (amqtt's hook)."""
+        taken, self._head = (self._head[:n], self._head[n:]) if n >= 0 else (self._head, b"")
+        return taken + await self._rest.read(n - len(taken)) if n < 0 or len(taken) < n else taken
+
+    def feed_eof(self) -> None:
+        """Pass on the end (amqtt's hook)."""
+        self._rest.feed_eof()
+
+
+async def _begin(reader: ReaderAdapter, writer: WriterAdapter) -> _Replay:
+    """Read a CONNECT as far as the protocol level (MQTT 3.1.1 §3.1.2), and turn away what is not 3.1.1."""
+    head = await reader.read(2)
+    while head[-1] & 0x80 and len(head) < 5:
+        head += await reader.read(1)
+    length = sum((byte & 0x7F) << 7 * place for place, byte in enumerate(head[1:]))
+    if head[0] != CONNECT or not 10 <= length <= CONNECT_MAX_BYTES:
+        raise MQTTError("not a CONNECT")
+    head += await reader.read(7)
+    if head[-7:] != b"\0\x04MQTT\x04":
+        writer.write(UNACCEPTABLE_PROTOCOL)
+        await writer.drain()
+        raise MQTTError("not MQTT 3.1.1")
+    return _Replay(head, reader)
+
+
 def serve(settings: BrokerSettings, ready: Callable[[BrokerUrl], None]) -> None:
     """Run the broker in this process until SIGTERM or SIGINT; `ready` is told when it accepts connections."""
-    logging.getLogger("amqtt").setLevel(logging.CRITICAL)
-    logging.getLogger("transitions").setLevel(logging.CRITICAL)
+    for noisy in ("amqtt", "transitions", "asyncio"):  # each refused client would be a page of traceback
+        logging.getLogger(noisy).setLevel(logging.CRITICAL)
     amqtt.broker.BrokerProtocolHandler = _certified_handler(settings.access)  # the only seam before the session look-up
     asyncio.run(_serve(settings, ready))
 
