@@ -1,0 +1,47 @@
+"""One home and one server for every protocol test; each test takes a device of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.est_server import Est, Home, RunningServer, found_home
+
+EXTRA = """
+[labels.bound]
+profile = "device"
+ca = "acme"
+channel_binding = "required"
+
+[labels.element]
+profile = "element"
+ca = "acme"
+
+[labels.p384]
+profile = "p384"
+ca = "acme"
+"""
+
+
+@pytest.fixture(scope="session")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
+    home = found_home(tmp_path_factory.mktemp("est") / "home", idevid=True)
+    profiles = home.path / "profiles"
+    device = (profiles / "device.toml").read_text("utf-8")
+    (profiles / "element.toml").write_text(device.replace('"never"', '"same-device"'), "utf-8")
+    keys = device[device.index("key_types") : device.index("rsa_bits")]
+    (profiles / "p384.toml").write_text(device.replace(keys, 'key_types = ["P-384"]\n'), "utf-8")
+    home.configure(EXTRA)
+    return home
+
+
+@pytest.fixture(scope="session")
+def server(home: Home) -> Iterator[RunningServer]:
+    with RunningServer(home) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def est(server: RunningServer) -> Est:
+    return Est(server)
