@@ -28,6 +28,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from devicesim.errors import BadAnswer
+from devicesim.trust import readable
 
 CHALLENGE_PASSWORD = "1.2.840.113549.1.9.7"  # noqa: S105 - an OID
 EXTENSION_REQUEST = "1.2.840.113549.1.9.14"
@@ -47,7 +48,16 @@ EXTENSION_REQUESTS = (EXTENSION_REQUEST, EXTENSION_REQUEST_TEMPLATE, EXTENSION_R
 
 _WHITE_SPACE = string.whitespace.encode()
 _CERTIFICATES_MAX = 64
-_PARSE_ERRORS = (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, RecursionError)
+_PARSE_ERRORS = (
+    ValueError,
+    TypeError,
+    KeyError,
+    IndexError,
+    AttributeError,
+    OverflowError,
+    RecursionError,
+    x509.InvalidVersion,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +122,10 @@ def decode_body(body: bytes) -> bytes:
 
 
 def certs_only(der: bytes) -> tuple[x509.Certificate, ...]:
-    """Return the certificates of a certs-only CMS message, in no meaningful order (RFC 7030 §4.1.3, §4.2.3)."""
+    """Return the certificates of a certs-only CMS message, in no meaningful order (RFC 7030 §4.1.3, §4.2.3).
+
+    One that cannot be read, for its key is of an unknown kind perhaps, is left out.
+    """
     with _parsing("a certs-only CMS message"):
         content = cms.ContentInfo.load(der, strict=True)
         if content["content_type"].native != "signed_data":
@@ -121,9 +134,9 @@ def certs_only(der: bytes) -> tuple[x509.Certificate, ...]:
         if not isinstance(choices, core.Void) and len(choices) > _CERTIFICATES_MAX:
             raise ValueError("too many certificates")
         found = [choice.chosen.dump() for choice in choices or () if choice.name == "certificate"]
-        certificates = tuple(x509.load_der_x509_certificate(raw) for raw in found)
+        certificates = tuple(filter(readable, map(x509.load_der_x509_certificate, found)))
     if not certificates:
-        raise BadAnswer("the answer holds no certificate")
+        raise BadAnswer("the answer holds no certificate that can be read")
     return certificates
 
 

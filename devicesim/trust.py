@@ -16,6 +16,7 @@ from datetime import datetime
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID
@@ -25,6 +26,15 @@ from devicesim.errors import ConfigInvalid, VerificationFailed
 
 CMC_RA = x509.ObjectIdentifier("1.3.6.1.5.5.7.3.28")  # id-kp-cmcRA, RFC 6402 §2.10
 _FILE_MAX_BYTES = 1 << 20
+# What asking a certificate for its parts can raise: some of it is only parsed then.
+_UNREADABLE = (
+    ValueError,
+    TypeError,
+    UnsupportedAlgorithm,
+    x509.ExtensionNotFound,
+    x509.DuplicateExtension,
+    x509.UnsupportedGeneralNameType,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +81,13 @@ def load_certificates(path: Path | str) -> tuple[x509.Certificate, ...]:
     if len(data) > _FILE_MAX_BYTES:
         raise ConfigInvalid(f"{path} is too large to be a certificate file")
     try:
-        if b"-----BEGIN" in data:
-            return tuple(x509.load_pem_x509_certificates(data))
-        return (x509.load_der_x509_certificate(data),)
-    except ValueError as error:
+        pem = b"-----BEGIN" in data
+        found = tuple(x509.load_pem_x509_certificates(data)) if pem else (x509.load_der_x509_certificate(data),)
+    except (ValueError, x509.InvalidVersion) as error:
         raise ConfigInvalid(f"{path} holds no readable certificate", advice="expected PEM or DER") from error
+    if not all(map(readable, found)):
+        raise ConfigInvalid(f"{path} holds a certificate that cannot be read")
+    return found
 
 
 def build_path(
@@ -95,6 +107,16 @@ def build_path(
         ) from error
 
 
+def readable(certificate: x509.Certificate) -> bool:
+    """Tell whether every part of a certificate can be read; some are parsed only when they are asked for."""
+    try:
+        _ = certificate.subject, certificate.issuer, certificate.extensions, certificate.public_key()
+        _ = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    except _UNREADABLE:
+        return False
+    return True
+
+
 def is_self_signed(certificate: x509.Certificate) -> bool:
     """Tell whether a certificate is signed with its own key."""
     try:
@@ -108,7 +130,7 @@ def is_ca(certificate: x509.Certificate) -> bool:
     """Tell whether a certificate may sign others (RFC 5280 §4.2.1.9)."""
     try:
         return certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
-    except (x509.ExtensionNotFound, ValueError):
+    except _UNREADABLE:
         return False
 
 
@@ -126,7 +148,7 @@ def names_host(certificate: x509.Certificate, host: str) -> bool:
     """Match a host name or address against the subject alternative name alone (RFC 9525 §6.3)."""
     try:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except (x509.ExtensionNotFound, ValueError):
+    except _UNREADABLE:
         return False
     try:
         address = ipaddress.ip_address(host)
@@ -139,7 +161,7 @@ def extended_key_usage(certificate: x509.Certificate) -> frozenset[x509.ObjectId
     """Return the purposes of a certificate; none when it names none."""
     try:
         return frozenset(certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value)
-    except (x509.ExtensionNotFound, ValueError):
+    except _UNREADABLE:
         return frozenset()
 
 
