@@ -46,9 +46,8 @@ class InputInvalid(ConfigInvalid):
 
     def __init__(self, findings: Iterable[Finding]) -> None:
         self.findings = tuple(findings)
-        first = self.findings[0]
-        more = f" (and {len(self.findings) - 1} more)" if len(self.findings) > 1 else ""
-        super().__init__(f"{first}{more}", advice="correct the file and run it again; nothing was done")
+        count = f"{len(self.findings)} problems, the first: " if len(self.findings) > 1 else ""
+        super().__init__(f"{count}{self.findings[0]}", advice="correct it and run it again; nothing was done")
 
 
 def read_bounded(path: Path, max_bytes: int) -> bytes:

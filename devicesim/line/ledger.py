@@ -10,21 +10,21 @@ Rules:
 
 from __future__ import annotations
 
-import fcntl
+import json
 import os
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Self
 
-from devicesim.errors import ConfigInvalid, Conflict, Locked, StorageError, UsageProblem
-from devicesim.line import chain
-from devicesim.line.batch import Batch, Unit
+from devicesim.errors import ConfigInvalid, Conflict, StorageError, UsageProblem
+from devicesim.line import chain, intake
+from devicesim.line.batch import Batch
 from devicesim.line.chain import ChainPlace
 from devicesim.line.records import (
     ATTEMPT_COLUMNS,
@@ -34,6 +34,7 @@ from devicesim.line.records import (
     AttemptRow,
     UnitRow,
     attempt_row,
+    exclusive,
     json_text,
     open_database,
     stamp,
@@ -51,6 +52,16 @@ class Announcement:
     id: str
     topic: str
     payload: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class BirthFacts:
+    """What a device's birth is told under: fixed at the first try, but for the number of the session."""
+
+    id: str
+    time: datetime
+    sequence: int
+    session: int
 
 
 Announce = Callable[[int, ChainPlace], Announcement]
@@ -72,7 +83,7 @@ class Ledger:
         if not path.is_file():
             raise ConfigInvalid(f"there is no ledger at {path}", advice="make one with 'devicesim line init'")
         with storage_errors(path):
-            self._conn = self.connect()
+            self._conn = open_database(path, autocommit=True)
         try:
             self._check_schema()
         except BaseException:
@@ -90,7 +101,7 @@ class Ledger:
         except OSError as error:
             raise StorageError(f"cannot make {path}: {error.strerror}") from error
         with storage_errors(path):
-            conn = open_database(path)
+            conn = open_database(path, autocommit=True)
             conn.execute("PRAGMA journal_mode=WAL")
             meta = {"schema": SCHEMA_VERSION, **place}
             conn.executescript("BEGIN IMMEDIATE;" + SCHEMA)
@@ -100,8 +111,8 @@ class Ledger:
         return cls(path, clock=clock)
 
     def connect(self) -> sqlite3.Connection:
-        """Open a connection of one's own, for the announcer; the caller closes it."""
-        return open_database(self.path)
+        """Open a connection for the announcer, which commits and closes it itself."""
+        return open_database(self.path, autocommit=False)
 
     def close(self) -> None:
         """Close the file."""
@@ -113,23 +124,9 @@ class Ledger:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    @contextmanager
-    def exclusive(self) -> Iterator[None]:
+    def exclusive(self) -> AbstractContextManager[None]:
         """Keep other runs off this ledger for as long as the context lasts, or raise Locked at once."""
-        lock_path = self.path.with_name(self.path.name + ".lock")
-        try:
-            handle = os.open(lock_path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            raise StorageError(f"cannot open {lock_path}: {error.strerror}") from error
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(handle)
-            raise Locked(f"another run is working on {self.path}", advice="wait until it has ended") from None
-        try:
-            yield
-        finally:
-            os.close(handle)
+        return exclusive(self.path)
 
     # --- batches and units ------------------------------------------------------------------------------------------
 
@@ -140,51 +137,12 @@ class Ledger:
         message names every collision.
         """
         with self._transaction() as conn:
-            known = conn.execute("SELECT content_sha256 FROM batch WHERE id = ?", (batch.id,)).fetchone()
-            if known is not None:
-                self._check_unchanged(conn, batch, known[0])
+            if intake.known(conn, batch):
                 return False
-            clashes = [clash for unit in batch.units for clash in self._clashes(conn, unit)]
-            if clashes:
-                raise Conflict(_listing("the batch repeats what is already in the ledger", clashes))
-            row = (batch.id, batch.sha256(), len(batch.units), stamp(self._clock()))
-            conn.execute("INSERT INTO batch (id, content_sha256, quantity, opened_at) VALUES (?, ?, ?, ?)", row)
-            for position, unit in enumerate(batch.units):
-                self._plan(conn, batch.id, position, unit)
-            self._append(conn, "batch-opened", {"batch": batch.id, "content_sha256": row[1], "quantity": row[2]})
+            intake.take_in(conn, batch, self._clock())
+            body = {"batch": batch.id, "content_sha256": batch.sha256(), "quantity": len(batch.units)}
+            self._append(conn, "batch-opened", body)
         return True
-
-    def _check_unchanged(self, conn: sqlite3.Connection, batch: Batch, content_sha256: str) -> None:
-        if content_sha256 == batch.sha256():
-            return
-        rows = conn.execute("SELECT device_id, facts FROM unit WHERE batch = ?", (batch.id,))
-        before, after = dict(rows.fetchall()), {unit.device_id: json_text(unit.facts()) for unit in batch.units}
-        changed = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
-        raise Conflict(
-            _listing(f"batch {batch.id} was opened with other units", changed or ["their order"]),
-            advice="give the new batch another id; a batch does not change once it is in the ledger",
-        )
-
-    @staticmethod
-    def _clashes(conn: sqlite3.Connection, unit: Unit) -> Iterator[str]:
-        for kind, value in _guards(unit):
-            row = conn.execute(
-                "SELECT g.device_id, u.batch FROM guard g JOIN unit u USING (device_id) WHERE kind = ? AND value = ?",
-                (kind, value),
-            ).fetchone()
-            if row is not None:
-                yield f"{kind} {value} ({row[0]} in batch {row[1]})"
-
-    @staticmethod
-    def _plan(conn: sqlite3.Connection, batch_id: str, position: int, unit: Unit) -> None:
-        conn.execute(
-            "INSERT INTO unit (device_id, batch, position, facts, state) VALUES (?, ?, ?, ?, ?)",
-            (unit.device_id, batch_id, position, json_text(unit.facts()), State.PLANNED),
-        )
-        conn.executemany(
-            "INSERT INTO guard (kind, value, device_id) VALUES (?, ?, ?)",
-            [(kind, value, unit.device_id) for kind, value in _guards(unit)],
-        )
 
     def unit(self, device_id: str) -> UnitRow:
         """Return one unit."""
@@ -205,6 +163,11 @@ class Ledger:
             " WHERE u.batch = ? ORDER BY u.position, a.number"
         )
         return [attempt_row(row) for row in self._read(sql, (batch_id,))]
+
+    def timing(self, unit: UnitRow) -> dict[str, float]:
+        """Return how long each step of the attempt under way took, in milliseconds."""
+        rows = self._read("SELECT timing_ms FROM attempt WHERE id = ?", (unit.attempt_id,))
+        return dict(json.loads(rows[0][0])) if rows else {}
 
     def batches(self) -> list[tuple[str, int]]:
         """Return id and quantity of every batch, oldest first."""
@@ -260,7 +223,7 @@ class Ledger:
             self._step(conn, unit, to, took_ms)
             for kind, value in (("spki_sha256", spki_sha256), ("cert_serial", cert_serial)):
                 if value is not None:
-                    self._claim(conn, kind, value, device_id)
+                    intake.claim(conn, kind, value, device_id)
             values = {name: value for name, value in learned.items() if value is not None}
             if values:
                 columns = ", ".join(f"{name} = ?" for name in values)
@@ -297,6 +260,20 @@ class Ledger:
             self._owe(conn, announce, source, self._append(conn, "failed", body))
         return self.unit(device_id)
 
+    def birth_event(self, device_id: str, event_id: str, source: str) -> BirthFacts:
+        """Return id, time and number of a device's birth: the same ones, however often it is tried."""
+        with self._transaction() as conn:
+            row = conn.execute("SELECT birth_event FROM unit WHERE device_id = ?", (device_id,)).fetchone()
+            if row[0] is None:
+                number = outbox.next_sequence(conn, source)
+                text = json_text([event_id, stamp(self._clock().replace(microsecond=0)), number])
+                conn.execute("UPDATE unit SET birth_event = ? WHERE device_id = ?", (text, device_id))
+            else:
+                text = row[0]
+            session = outbox.next_sequence(conn, f"{source}#session")
+        id_, at, number = json.loads(text)
+        return BirthFacts(id_, datetime.fromisoformat(at), number, session)
+
     def mark_birth(self, device_id: str) -> None:
         """Record that the device itself has announced its birth."""
         with self._transaction() as conn:
@@ -317,11 +294,6 @@ class Ledger:
                 conn.execute("UPDATE unit SET state = ? WHERE device_id = ?", (State.ANNOUNCED, device_id))
                 self._append(conn, State.ANNOUNCED, {"device_id": device_id})
         return [row[0] for row in rows]
-
-    def count(self, counter: str) -> int:
-        """Count one more of something that must never repeat, such as a device's MQTT sessions."""
-        with self._transaction() as conn:
-            return outbox.next_sequence(conn, counter)
 
     # --- the chain --------------------------------------------------------------------------------------------------
 
@@ -373,13 +345,6 @@ class Ledger:
         )
         conn.execute("UPDATE unit SET attempt_id = NULL WHERE device_id = ?", (unit.device_id,))
 
-    @staticmethod
-    def _claim(conn: sqlite3.Connection, kind: str, value: str, device_id: str) -> None:
-        conn.execute("INSERT OR IGNORE INTO guard (kind, value, device_id) VALUES (?, ?, ?)", (kind, value, device_id))
-        owner = conn.execute("SELECT device_id FROM guard WHERE kind = ? AND value = ?", (kind, value)).fetchone()[0]
-        if owner != device_id:
-            raise Conflict(f"{kind} {value} already belongs to {owner}", advice="take the unit out; it is a duplicate")
-
     def _owe(self, conn: sqlite3.Connection, announce: Announce | None, source: str, place: ChainPlace) -> str | None:
         if announce is None:
             return None
@@ -391,21 +356,9 @@ class Ledger:
         return chain.append(conn, kind, body, self._clock())
 
 
-def _guards(unit: Unit) -> Iterator[tuple[str, str]]:
-    for kind in ("device_id", "serial", "mac", "se_id"):
-        value = unit.facts()[kind]
-        if value:
-            yield kind, value
-
-
 def _told(values: Mapping[str, str | bytes], cert_serial: str | None) -> dict[str, str]:
     """Return what the chain says of what was learned: octets by their hash."""
     told = {name: value for name, value in values.items() if isinstance(value, str)}
     octets = {name: value for name, value in values.items() if isinstance(value, bytes)}
     hashed = {f"{name}_sha256": sha256(value).hexdigest() for name, value in octets.items()}
     return told | hashed | ({"cert_serial": cert_serial} if cert_serial else {})
-
-
-def _listing(what: str, items: list[str], shown: int = 10) -> str:
-    more = f" and {len(items) - shown} more" if len(items) > shown else ""
-    return f"{what}: {', '.join(items[:shown])}{more}"

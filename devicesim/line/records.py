@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -11,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from devicesim.errors import StorageError
+from devicesim.errors import Locked, StorageError
 from devicesim.line.states import PASSED, Failure, FailureCode, State
 from devicesim.mqtt import outbox
 
@@ -39,6 +41,7 @@ CREATE TABLE unit (
   certificate   BLOB,
   event_id      TEXT UNIQUE,
   birth         TEXT NOT NULL DEFAULT 'none' CHECK (birth IN ('none', 'pending', 'done')),
+  birth_event   TEXT,
   UNIQUE (batch, position)
 ) WITHOUT ROWID;
 CREATE INDEX unit_unannounced ON unit (event_id) WHERE state = 'recorded';
@@ -120,9 +123,11 @@ def attempt_row(row: tuple[Any, ...]) -> AttemptRow:
     return AttemptRow(id_, device_id, number, slot, begun, over, outcome, code, json.loads(timing))
 
 
-def open_database(path: Path) -> sqlite3.Connection:
+def open_database(path: Path, *, autocommit: bool) -> sqlite3.Connection:
     """Open a ledger's file so that what is committed is on the disk."""
-    conn = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=BUSY_SECONDS)
+    conn = sqlite3.connect(
+        path, isolation_level=None if autocommit else "DEFERRED", check_same_thread=False, timeout=BUSY_SECONDS
+    )
     conn.execute("PRAGMA synchronous=FULL")
     conn.execute("PRAGMA foreign_keys=ON")
     return conn
@@ -145,3 +150,22 @@ def json_text(value: object) -> str:
 def stamp(at: datetime) -> str:
     """Write a time as the ledger has it: UTC, milliseconds, sortable."""
     return at.astimezone(UTC).isoformat(timespec="milliseconds")
+
+
+@contextmanager
+def exclusive(path: Path) -> Iterator[None]:
+    """Hold the lock file beside a ledger, or raise Locked at once; it ends with the process, however that ends."""
+    lock_path = path.with_name(path.name + ".lock")
+    try:
+        handle = os.open(lock_path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise StorageError(f"cannot open {lock_path}: {error.strerror}") from error
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(handle)
+        raise Locked(f"another run is working on {path}", advice="wait until it has ended") from None
+    try:
+        yield
+    finally:
+        os.close(handle)

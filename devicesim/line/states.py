@@ -66,8 +66,13 @@ class FailureCode(StrEnum):
     MQTT = "E-MQTT"
     DISK = "E-DISK"
 
+    @property
+    def exit_code(self) -> int:
+        """What a command ends with when this stopped it."""
+        return _EXIT_CODES[self]
 
-EXIT_CODES: dict[FailureCode, int] = {
+
+_EXIT_CODES: dict[FailureCode, int] = {
     FailureCode.DUPLICATE: 5,
     FailureCode.POLICY: 7,
     FailureCode.KEY: 8,
@@ -121,7 +126,7 @@ def failure_of(error: DeviceSimError, state: State) -> Failure:
 
 
 def _code_of(error: DeviceSimError, state: State) -> FailureCode:
-    if isinstance(error, EstRefused) and error.status in {None, 401, 403}:
+    if isinstance(error, EstRefused) and error.status in {None, 401}:
         return FailureCode.EST_AUTH
     if isinstance(error, KeyStoreError) and state in {State.ENROLLED, State.INSTALLED}:
         return _BY_STATE[state]

@@ -1,0 +1,290 @@
+"""`devicesim line`: provision a batch of devices, once each, and keep the record."""
+
+from __future__ import annotations
+
+import os
+import random
+import secrets
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from types import FrameType
+from typing import TypeVar
+
+import click
+
+from devicesim.cli import now
+from devicesim.cli.options import echo_json, json_option
+from devicesim.errors import Conflict, StorageError, UsageProblem
+from devicesim.line.assembly import announcing, open_ledger, open_line, place, report_path
+from devicesim.line.batch import Batch, load_batch
+from devicesim.line.findings import Finding, InputInvalid
+from devicesim.line.ledger import Ledger
+from devicesim.line.report import exit_code, make_report, write_report
+from devicesim.line.settings import Settings, load_settings, template
+from devicesim.line.states import Failure
+from devicesim.line.station import Station
+from devicesim.line.steps import World
+from devicesim.line.terminal import BarProgress, PlainProgress, report_text, table
+
+T = TypeVar("T")
+FILE = click.Path(path_type=Path, dir_okay=False)
+BATCH = click.argument("batch_file", metavar="BATCH.TOML", type=FILE)
+CONFIG = click.option(
+    "--config", "config", type=FILE, default=Path("line.toml"), show_default=True, help="The station's configuration."
+)
+
+
+@click.group()
+def line() -> None:
+    """Provision a batch of devices.
+
+    \b
+    devicesim line init station --site hh1 --station s-07 --est https://est.example --trust root.pem
+        --cert s-07.pem --key s-07.key --mqtt mqtts://broker.example:8883
+    devicesim line check batch.toml
+    devicesim line run batch.toml --config station/line.toml --slots 4
+    """
+
+
+@line.command()
+@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path, file_okay=False))
+@click.option("--site", required=True, metavar="ID", help="Where the station stands.")
+@click.option("--line", "line_id", default="l1", show_default=True, metavar="ID", help="On which line.")
+@click.option("--station", required=True, metavar="ID", help="Which station: the CN of its certificate.")
+@click.option("--est", required=True, metavar="URL", help="The EST server.")
+@click.option("--label", default="", metavar="LABEL", help="EST label for units whose product names none.")
+@click.option("--trust", type=FILE, required=True, help="The trust anchor of EST server and broker, PEM.")
+@click.option("--cert", type=FILE, required=True, help="The station's certificate, PEM.")
+@click.option("--key", type=FILE, required=True, help="Its key, PEM, readable by its owner alone.")
+@click.option("--mqtt", metavar="URL", help="The broker to announce to, mqtts://HOST:PORT.")
+@json_option
+def init(
+    directory: Path,
+    site: str,
+    line_id: str,
+    station: str,
+    est: str,
+    label: str,
+    trust: Path,
+    cert: Path,
+    key: Path,
+    mqtt: str | None,
+    as_json: bool,
+) -> None:
+    """Make a station: DIR/line.toml, commented, and an empty ledger.
+
+    \b
+    Example:
+      devicesim line init station --site hh1 --station s-07 --est https://est.example --trust root.pem
+          --cert s-07.pem --key s-07.key
+    """
+    paths = {name: os.path.relpath(path, directory) for name, path in (("trust", trust), ("cert", cert), ("key", key))}
+    text = template(site=site, line=line_id, station=station, est=est, label=label, mqtt=mqtt, **paths)
+    settings = _write_config(directory / "line.toml", text)
+    Ledger.create(settings.ledger.path, clock=now, place=place(settings)).close()
+    made = {"config": str(directory / "line.toml"), "ledger": str(settings.ledger.path)}
+    if as_json:
+        echo_json(made)
+        return
+    click.echo(f"made {made['config']} and {made['ledger']}")
+    click.echo(f"next: devicesim line run BATCH.TOML --config {made['config']}")
+
+
+def _write_config(path: Path, text: str) -> Settings:
+    """Write the configuration where there is none; one that would not be read back is not left behind."""
+    if path.exists() or path.with_name("line.db").exists():
+        raise Conflict(f"{path.parent} already holds a station", advice="choose another folder; nothing was changed")
+    beside = path.with_name("line.toml.new")
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        beside.write_text(text, encoding="utf-8")
+        beside.chmod(0o600)
+        try:
+            settings = load_settings(beside)
+        except InputInvalid as error:
+            beside.unlink()
+            raise UsageProblem(f"{error.findings[0].column}: {error.findings[0].text}") from error
+        beside.replace(path)
+    except OSError as error:
+        raise StorageError(f"cannot write {path}: {error.strerror}") from error
+    return settings
+
+
+@line.command()
+@BATCH
+@json_option
+def check(batch_file: Path, as_json: bool) -> int:
+    """Check a batch without doing anything: every problem, with its file, row and column.
+
+    \b
+    Example:
+      devicesim line check demo/batch.toml
+    """
+    try:
+        with nullcontext() if as_json else _every_finding():
+            batch = load_batch(batch_file)
+    except InputInvalid as error:
+        if not as_json:
+            raise
+        findings = [{"file": f.file, "row": f.row, "column": f.column, "text": f.text} for f in error.findings]
+        echo_json({"valid": False, "findings": findings})
+        return error.exit_code
+    if as_json:
+        echo_json({"valid": True, "batch": batch.id, "units": len(batch.units), "content_sha256": batch.sha256()})
+    else:
+        click.echo(f"{batch_file}: batch {batch.id}, {len(batch.units)} units, no problems")
+    return 0
+
+
+@line.command()
+@BATCH
+@CONFIG
+@click.option("--slots", type=click.IntRange(1, 64), help="Units worked on at the same time.  [default: site.slots]")
+@json_option
+def run(batch_file: Path, config: Path, slots: int | None, as_json: bool) -> int:
+    """Provision every unit of a batch that has not passed yet; run it again to resume.
+
+    \b
+    Example:
+      devicesim line run demo/batch.toml --config station/line.toml --slots 4
+    """
+    with _every_finding():
+        batch, settings = _load(batch_file, config)
+        station = Station.load(settings, file=config)
+    caught: list[int] = []
+    stop = threading.Event()
+    world = World(now, time.monotonic, stop.wait, random.SystemRandom().random, secrets.token_bytes)
+    with open_ledger(settings, world) as ledger, ledger.exclusive(), _stopping_on_signals(stop, caught):
+        with _progress() as progress, announcing(settings, ledger, world):
+            ready = open_line(station, ledger, world, stop)
+            stopped_by = ready.run(batch, slots=slots or settings.site.slots, progress=progress)
+        return _finish(ledger, settings, batch, stopped_by, caught, as_json=as_json)
+
+
+def _progress() -> BarProgress | PlainProgress:
+    return BarProgress() if sys.stderr.isatty() else PlainProgress(lambda text: click.echo(text, err=True))
+
+
+def _finish(
+    ledger: Ledger, settings: Settings, batch: Batch, stopped_by: Failure | None, caught: list[int], *, as_json: bool
+) -> int:
+    report, path = make_report(ledger, batch.id, now=now()), report_path(settings, batch.id)
+    write_report(report, path)
+    code = 128 + caught[0] if caught else exit_code(report, stopped_by)
+    if as_json:
+        echo_json({**report.to_dict(), "report": str(path), "exit_code": code})
+    else:
+        click.echo(report_text(report))
+        click.echo(f"\nledger {ledger.path}\nreport {path}")
+    if stopped_by is not None:
+        click.echo(f"error: the line stopped: {stopped_by.text}; run it again: nothing is lost", err=True)
+    return code
+
+
+@line.command()
+@CONFIG
+@json_option
+def status(config: Path, as_json: bool) -> int:
+    """Show every batch of a station: passed, failed, waiting, and what is owed to the broker.
+
+    \b
+    Example:
+      devicesim line status --config station/line.toml
+    """
+    with _ledger(config) as ledger:
+        reports = [make_report(ledger, batch_id, now=now()) for batch_id, _ in ledger.batches()]
+        owed = ledger.owed()
+    if as_json:
+        keys = ("batch", "yield", "failures", "births_pending")
+        found = [{key: value for key, value in report.to_dict().items() if key in keys} for report in reports]
+        echo_json({"batches": found, "announcements_owed": owed})
+        return 0
+    header = ("batch", "planned", "passed", "failed", "waiting", "births pending")
+    rows = [
+        (r.batch, *map(str, (r.result.planned, r.result.passed, r.result.failed, r.result.waiting, r.births_pending)))
+        for r in reports
+    ]
+    click.echo(table(header, rows) if rows else "no batch yet")
+    click.echo(f"{owed} announcements owed to the broker")
+    return 0
+
+
+@line.command()
+@click.argument("batch_id", metavar="BATCH")
+@CONFIG
+@json_option
+def report(batch_id: str, config: Path, as_json: bool) -> int:
+    """Show what became of a batch, from the ledger: units, yield, times of each step.
+
+    \b
+    Example:
+      devicesim line report 2026w48-a --config station/line.toml
+    """
+    with _ledger(config) as ledger:
+        if batch_id not in dict(ledger.batches()):
+            raise UsageProblem(f"there is no batch {batch_id!r} in this ledger", advice="see `devicesim line status`")
+        made = make_report(ledger, batch_id, now=now())
+    if as_json:
+        echo_json(made.to_dict())
+    else:
+        click.echo(report_text(made))
+    return 0
+
+
+@contextmanager
+def _ledger(config: Path) -> Iterator[Ledger]:
+    world = World(now, time.monotonic, lambda _seconds: True, random.random, secrets.token_bytes)
+    with _every_finding(), open_ledger(load_settings(config), world) as ledger:
+        yield ledger
+
+
+def _load(batch_file: Path, config: Path) -> tuple[Batch, Settings]:
+    """Read both files and report the problems of both at once."""
+    findings: list[Finding] = []
+    batch = _read(lambda: load_batch(batch_file), findings)
+    settings = _read(lambda: load_settings(config), findings)
+    if batch is None or settings is None:
+        raise InputInvalid(findings)
+    return batch, settings
+
+
+def _read(load: Callable[[], T], findings: list[Finding]) -> T | None:
+    try:
+        return load()
+    except InputInvalid as error:
+        findings += error.findings
+        return None
+
+
+@contextmanager
+def _every_finding() -> Iterator[None]:
+    """List what is wrong with the files, one problem a line, where the error itself has room for the first alone."""
+    try:
+        yield
+    except InputInvalid as error:
+        for finding in error.findings if len(error.findings) > 1 else ():
+            click.echo(str(finding), err=True)
+        raise
+
+
+@contextmanager
+def _stopping_on_signals(stop: threading.Event, caught: list[int]) -> Iterator[None]:
+    """Let the first SIGINT or SIGTERM stop the line between two steps; a second one ends it at once."""
+
+    def handle(number: int, _frame: FrameType | None) -> None:
+        caught.append(number)
+        stop.set()
+        for name, handler in before.items():
+            signal.signal(name, handler)
+
+    before = {name: signal.signal(name, handle) for name in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for name, handler in before.items():
+            signal.signal(name, handler)

@@ -1,0 +1,212 @@
+"""The run of a batch: slots that take one unit after the other, each at its own pace.
+
+Rules:
+- Slots never wait for each other; each keeps its own connection to the EST server.
+- A unit that fails leaves the line going. What would fail every unit stops it: the ledger's disk, the clock, and two
+  units in a row that could not reach the EST server or whose station it turned away.
+- Run again is resume: what has passed is left alone, what has failed is tried again, what was under way goes on.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Protocol
+
+from devicesim.errors import ClockUntrustworthy, DeviceSimError, StorageError
+from devicesim.line.batch import Batch, ByStation, Unit
+from devicesim.line.birth import Midwife
+from devicesim.line.ledger import Ledger
+from devicesim.line.records import UnitRow
+from devicesim.line.settings import Settings
+from devicesim.line.states import Failure, FailureCode, State, failure_of
+from devicesim.line.station import Door, OpenEst
+from devicesim.line.steps import STEPS, ClockCheck, Stopped, Work, World, open_device, patiently
+from devicesim.line.voice import Voice
+from devicesim.mqtt.ulid import new_ulid
+from devicesim.trust import TrustAnchors
+
+STOP_AFTER = 2
+_STATION_CODES = frozenset({FailureCode.EST_NET, FailureCode.EST_AUTH})
+_STOPPING = (StorageError, ClockUntrustworthy)
+
+
+class Progress(Protocol):
+    """Who watches a run; called from several threads."""
+
+    def begin(self, total: int, to_do: int) -> None:
+        """Hear that the run begins, with so many of the batch's units to work on."""
+
+    def step(self, slot: int, device_id: str, state: State) -> None:
+        """Hear that a slot's unit has come to a state."""
+
+    def ended(self, unit: UnitRow, failure: Failure | None) -> None:
+        """Hear that a unit has passed, or failed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A line, ready to run.
+
+    Attributes:
+        open_est: the way to the EST server.
+        server_time: the EST server's own clock, or None when it does not say.
+        voice: announces; None when there is no broker.
+        midwife: lets devices announce themselves; None when they do not.
+        stop: set to have every slot stop after its current step.
+    """
+
+    settings: Settings
+    ledger: Ledger
+    trust: TrustAnchors
+    open_est: OpenEst
+    server_time: Callable[[], datetime | None]
+    voice: Voice | None
+    midwife: Midwife | None
+    world: World
+    stop: threading.Event
+
+    def run(self, batch: Batch, *, slots: int, progress: Progress) -> Failure | None:
+        """Work on every unit of a batch that has not passed; return why the line stopped early, if it did."""
+        self.ledger.open_batch(batch)
+        rows = {row.device_id: row for row in self.ledger.units(batch.id)}
+        to_do = [unit for unit in batch.units if self._is_open(rows[unit.device_id])]
+        progress.begin(len(batch.units), len(to_do))
+        if not to_do:
+            return None
+        check = ClockCheck(self.settings.clock.floor, self.settings.clock.max_skew.total_seconds(), None, 0.0)
+        if any(not rows[unit.device_id].passed for unit in to_do):
+            check = self._check_clock()
+        run = _Run(self, deque(to_do), check, progress)
+        count = min(slots, len(to_do))
+        with ThreadPoolExecutor(count, thread_name_prefix="slot") as pool:
+            futures = [pool.submit(run.slot, number) for number in range(1, count + 1)]
+        for future in futures:
+            future.result()
+        return run.stopped_by
+
+    def _is_open(self, row: UnitRow) -> bool:
+        return not row.passed or (row.birth == "pending" and self.midwife is not None)
+
+    def _check_clock(self) -> ClockCheck:
+        """Ask the EST server for its time, which also shows that it is there."""
+        clock = self.settings.clock
+        server_at = patiently(self.settings.est, self.world, self.server_time)
+        check = ClockCheck(clock.floor, clock.max_skew.total_seconds(), server_at, self.world.ticks())
+        check.check(self.world.clock(), self.world.ticks())
+        return check
+
+
+@dataclass
+class _Run:
+    """What the slots of one run share."""
+
+    line: Line
+    to_do: deque[Unit]
+    clock_check: ClockCheck
+    progress: Progress
+    stopped_by: Failure | None = None
+    _in_a_row: int = 0
+    _mutex: threading.Lock = field(default_factory=threading.Lock)
+
+    def slot(self, number: int) -> None:
+        """Take one unit after the other until there is none, or the line stops."""
+        doors: dict[str, Door] = {}
+        try:
+            while not self.line.stop.is_set():
+                try:
+                    unit = self.to_do.popleft()
+                except IndexError:
+                    return
+                self._provision(unit, number, doors)
+        except Stopped:
+            return
+        except BaseException:
+            self.line.stop.set()
+            raise
+        finally:
+            for door in doors.values():
+                door.est.close()
+
+    def _provision(self, unit: Unit, slot: int, doors: dict[str, Door]) -> None:
+        row = self.line.ledger.unit(unit.device_id)
+        if not row.passed:
+            row = self._work(unit, slot, doors)
+        if row.birth == "pending" and self.line.midwife is not None:
+            self.line.midwife.attend(row)
+
+    def _work(self, unit: Unit, slot: int, doors: dict[str, Door]) -> UnitRow:
+        """Walk a unit along its states until it has passed or failed."""
+        world, ledger = self.line.world, self.line.ledger
+        row = ledger.begin_attempt(unit.device_id, attempt_id=new_ulid(world.clock(), world.randomness), slot=slot)
+        door: Door | None = None
+        try:
+            door = self._door(unit, doors)
+            work = self._prepare(unit, slot, door)
+            while not row.passed:
+                if self.line.stop.is_set():
+                    raise Stopped
+                row = STEPS[row.state](work, row, world.ticks())
+                self.progress.step(slot, unit.device_id, row.state)
+        except _STOPPING:
+            raise
+        except DeviceSimError as error:
+            return self._fail(unit, row, failure_of(error, row.state), slot)
+        finally:
+            if door is not None and door not in doors.values():
+                door.est.close()
+        self._count(None)
+        self.progress.ended(row, None)
+        return row
+
+    def _door(self, unit: Unit, doors: dict[str, Door]) -> Door:
+        """Return the slot's own way to the server, or for a unit that asks for itself, one of its own."""
+        if not isinstance(unit.enrol_by, ByStation):
+            return Door(self.line.open_est(unit.label, unit.enrol_by))
+        if unit.label not in doors:
+            doors[unit.label] = Door(self.line.open_est(unit.label, unit.enrol_by))
+        return doors[unit.label]
+
+    def _prepare(self, unit: Unit, slot: int, door: Door) -> Work:
+        line = self.line
+        device, store = open_device(line.settings, unit.device_id, line.world.clock)
+        return Work(
+            unit=unit,
+            slot=slot,
+            door=door,
+            device=device,
+            store=store,
+            settings=line.settings,
+            ledger=line.ledger,
+            trust=line.trust,
+            clock_check=self.clock_check,
+            voice=line.voice,
+            world=line.world,
+        )
+
+    def _fail(self, unit: Unit, row: UnitRow, failure: Failure, slot: int) -> UnitRow:
+        voice = self.line.voice
+        failed = self.line.ledger.fail(
+            unit.device_id,
+            failure,
+            announce=voice.failed(row, failure, slot=slot) if voice else None,
+            source=voice.source if voice else "",
+        )
+        self._count(failure if isinstance(unit.enrol_by, ByStation) else None)
+        self.progress.ended(failed, failure)
+        return failed
+
+    def _count(self, failure: Failure | None) -> None:
+        """Stop the line when units in a row fail for a reason that is not theirs."""
+        with self._mutex:
+            if failure is None or failure.code not in _STATION_CODES:
+                self._in_a_row = 0
+                return
+            self._in_a_row += 1
+            if self._in_a_row >= STOP_AFTER and self.to_do:
+                self.stopped_by = failure
+                self.line.stop.set()
