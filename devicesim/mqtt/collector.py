@@ -125,7 +125,9 @@ class Collector:
         born, made, current = birth and birth.data.get("cert_sha256"), _cert(provisioned), _cert(identity)
         if birth and identity and born != current:
             found.append(f"the device was born with certificate {born}, the server's current one is {current}")
-        if birth and provisioned and made != born and made not in self._once_current.get(device_id, set()):
+        if identity and "revoked" in identity.data:
+            found.append("the server has revoked its current certificate")
+        if birth and provisioned and made != born and not self._was_current(provisioned):
             found.append(f"the station announced certificate {made}, the device was born with {born}")
         return Match(device_id, provisioned, birth, identity, tuple(found))
 
@@ -183,6 +185,11 @@ class Collector:
         if known is None or _age(known) <= _age(event):
             self._latest[kind][event.subject] = event
 
+    def _was_current(self, provisioned: Event) -> bool:
+        """Tell whether the server once named the announced certificate: by hash, or by serial as superseded."""
+        known = self._once_current.get(provisioned.subject, set())
+        return _cert(provisioned) in known or _cert(provisioned, "serial") in known
+
     def _count(self, event: Event) -> None:
         if event.sequence is None or not event.sequence.isdecimal():
             return
@@ -216,9 +223,9 @@ class Collector:
         return refused
 
 
-def _cert(event: Event | None) -> Any:  # noqa: ANN401 - whatever the event says; it is only compared
+def _cert(event: Event | None, fact: str = "sha256") -> Any:  # noqa: ANN401 - whatever the event says; it is only compared
     certificate = event.data.get("cert") if event else None
-    return certificate.get("sha256") if isinstance(certificate, dict) else None
+    return certificate.get(fact) if isinstance(certificate, dict) else None
 
 
 def _age(event: Event) -> tuple[datetime, str]:

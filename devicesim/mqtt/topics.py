@@ -16,6 +16,7 @@ VERSION = "1"
 IDENTIFIER = r"[a-z0-9](?:[a-z0-9_-]{0,62}[a-z0-9])?"
 
 _IDENTIFIER = re.compile(IDENTIFIER)
+_LEVEL = re.compile(r"[^/+#\x00-\x1f]{1,128}")  # a server's certificate has a host name for an id
 _SOURCES = {
     "s": re.compile(rf"/site/({IDENTIFIER})/line/({IDENTIFIER})/station/(?P<owner>{IDENTIFIER})"),
     "d": re.compile(rf"/device/(?P<owner>{IDENTIFIER})"),
@@ -34,6 +35,7 @@ class EventType(StrEnum):
     ISSUED = "org.estline.certificate.issued.v1"
     RENEWED = "org.estline.certificate.renewed.v1"
     REVOKED = "org.estline.certificate.revoked.v1"
+    KEY_REUSED = "org.estline.certificate.key-reused.v1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,7 @@ PLACES: dict[EventType, Place] = {
     EventType.ISSUED: Place("ca", "evt/issued", "ca"),
     EventType.RENEWED: Place("ca", "evt/renewed", "ca"),
     EventType.REVOKED: Place("ca", "evt/revoked", "ca"),
+    EventType.KEY_REUSED: Place("ca", "evt/key-reused", "ca"),
 }
 
 
@@ -105,7 +108,7 @@ def parse_topic(text: str) -> Topic | None:
     parts = text.split("/", 4)
     if len(parts) != 5 or parts[1] != VERSION or parts[2] not in _SOURCES:
         return None
-    if not all(_IDENTIFIER.fullmatch(part) for part in (parts[0], parts[3])):
+    if _IDENTIFIER.fullmatch(parts[0]) is None or _LEVEL.fullmatch(parts[3]) is None:
         return None
     return Topic(parts[0], parts[2], parts[3], parts[4])
 

@@ -187,6 +187,22 @@ def test_an_older_identity_does_not_replace_a_newer_one(scene):
     assert scene.collector.matched("dev-1").ok
 
 
+def test_a_revoked_device_is_not_a_match(scene):
+    scene.all_three()
+    data = {"device_id": "dev-1", "cert": {"sha256": scene.cert, "ca": "line2"}, "revoked": {"reason": "keyCompromise"}}
+    scene.hear(scene.current(id="c-2", time=scene.now + timedelta(seconds=1), data=data), scene.server)
+    assert scene.collector.matched("dev-1").problems == ("the server has revoked its current certificate",)
+
+
+def test_who_listens_only_after_a_renewal_still_sees_a_match(scene):
+    made = {"device_id": "dev-1", "cert": {"sha256": "aa", "serial": "4f"}}
+    now = {"device_id": "dev-1", "cert": {"sha256": scene.cert}, "supersedes": "4f"}
+    scene.hear(scene.provisioned(data=made), scene.station)
+    scene.hear(scene.birth(), scene.device)
+    scene.hear(scene.current(data=now), scene.server)
+    assert scene.collector.matched("dev-1").ok
+
+
 def test_a_late_will_of_an_older_connection_says_nothing(scene):
     for state, session in (("online", 2), ("lost", 1)):
         payload = f'{{"state":"{state}","session":{session}}}'.encode()
