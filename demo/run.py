@@ -30,8 +30,9 @@ SPARE_UNIT = "sn-9001"
 class Demo:
     """The story, a method a chapter."""
 
-    def __init__(self, stage: Stage) -> None:
+    def __init__(self, stage: Stage, broker_kind: str) -> None:
         self.stage = stage
+        self.broker_kind = broker_kind
         self.home = stage.place / "home"
         self.trust = self.home / "root.pem"
         self.server = ""
@@ -82,7 +83,7 @@ class Demo:
         self.stage.step("The MQTT broker, with client certificates")
         files = self.stage.place / "broker"
         roles = ("--station", STATION, "--announcer", ANNOUNCER, "--reader", READER)
-        listen = ("--listen", self.broker.removeprefix("mqtts://"))
+        listen = ("--kind", self.broker_kind, "--listen", self.broker.removeprefix("mqtts://"))
         tls = ("--cert", files / "cert.pem", "--key", files / "key.pem", "--trust", self.trust)
         self.stage.say(self.stage.start("broker", "devicesim", "broker", "run", *listen, *tls, *roles))
         for name in ("server", "broker"):
@@ -101,11 +102,7 @@ class Demo:
             "estserver", "station", "add", STATION, "--devices", place / "station-units.txt", *self.at_home()
         )
         self.credential(OTP_UNIT, "gateway", place / "secrets" / f"{OTP_UNIT}.password")
-        self.enrol(IDEVID_UNIT, "idevid", subject=f"serialNumber={IDEVID_UNIT}", out=place / "idevid")
-        shutil.copy(place / "idevid" / "cert.pem", place / "secrets" / f"{IDEVID_UNIT}-idevid.pem")
-        shutil.copy(place / "idevid" / "key.pem", place / "secrets" / f"{IDEVID_UNIT}-idevid.key")
-        maker = self.home / "idevid-root.pem"
-        self.stage.run("estserver", "trust", "add", "demo-maker", maker, "--devices", "gw-*", *self.at_home())
+        self.bear(IDEVID_UNIT)
         station = place / STATION
         self.stage.run(
             *("devicesim", "line", "init", place / "line", "--site", "demo", "--line", "l1", "--station", STATION),
@@ -242,16 +239,28 @@ End them with: kill {pids}""")
         san: tuple[str, ...] = (),
         subject: str = "",
         out: Path | None = None,
+        trust: Path | None = None,
     ) -> None:
         """Enrol one identity with a one-time credential of its own."""
         file = self.stage.place / f"{name}-{label}.otp"
         self.credential(name, label, file, *options)
         names = [part for value in san for part in ("--san", value)]
         self.stage.run(
-            *("devicesim", "est", "enroll", *self.target(), "--label", label, "--user", name),
+            *("devicesim", "est", "enroll", "--server", self.server, "--trust", trust or self.trust),
+            *("--label", label, "--user", name),
             *("--password-file", file, "--subject", subject or name, *names, "--out", out or self.stage.place / name),
         )
         self.stage.say(f"{name}: profile {label}")
+
+    def bear(self, unit: str) -> None:
+        """Give a unit its factory birth certificate, and let that manufacturer's devices in."""
+        place, maker = self.stage.place, self.home / "idevid-root.pem"
+        both = place / "maker-trust.pem"
+        both.write_bytes(self.trust.read_bytes() + maker.read_bytes())
+        self.enrol(unit, "idevid", subject=f"serialNumber={unit}", out=place / "idevid", trust=both)
+        for name, suffix in (("cert.pem", "pem"), ("key.pem", "key")):
+            shutil.copy(place / "idevid" / name, place / "secrets" / f"{unit}-idevid.{suffix}")
+        self.stage.run("estserver", "trust", "add", "demo-maker", maker, "--devices", "gw-*", *self.at_home())
 
     def post(self, csr: Path, *, read: bool = True) -> bytes:
         """Post a CSR as the station, by hand; hang up without reading when told to."""
@@ -282,10 +291,12 @@ def main() -> int:
     """Run the demonstration; 0 when every step did what it should."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--keep", action="store_true", help="leave server and broker running")
-    stage = Stage(keep=parser.parse_args().keep)
+    parser.add_argument("--broker", choices=("auto", "mosquitto", "embedded"), default="auto")
+    arguments = parser.parse_args()
+    stage = Stage(keep=arguments.keep)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
-        Demo(stage).tell()
+        Demo(stage, arguments.broker).tell()
     except DemoFailed as failure:
         print(f"\nthe demonstration failed: {failure}\neverything it made is in {stage.place}", file=sys.stderr)
         return 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import queue
 import sys
@@ -85,6 +86,77 @@ def tail(
                 click.echo(_line(verdict, as_json=as_json))
                 shown, refused = shown + 1, refused or not verdict.ok
     return VerificationFailed.exit_code if refused else 0
+
+
+@announce.command()
+@click.option("--broker", "broker_url", required=True, metavar="mqtts://HOST:PORT")
+@click.option("--cert", "certificate", type=FILE, required=True, help="The certificate to connect with, PEM.")
+@click.option("--key", type=FILE, required=True, help="Its key, PEM.")
+@click.option("--trust", type=FILE, required=True, help="The trust anchor of the broker and of all who sign, PEM.")
+@click.option("--devices", type=FILE, required=True, help="units.csv, or a file with one device id a line.")
+@click.option("--timeout", "timeout_seconds", type=click.FloatRange(min=0), default=300.0, show_default=True)
+@click.option("--domain", default="est", show_default=True, help="First level of all topics.")
+@ANNOUNCER
+@AS_JSON
+def match(
+    broker_url: str,
+    certificate: Path,
+    key: Path,
+    trust: Path,
+    devices: Path,
+    timeout_seconds: float,
+    domain: str,
+    announcer: str,
+    as_json: bool,
+) -> int:
+    """Wait until station, device and server agree about every device: announced, born, and current.
+
+    Start it before the line: events are not retained. It prints `ready` when it listens; ends with 10 when an event was
+    refused, one is missing, or a device does not match in time.
+
+    \b
+    Example:
+      devicesim announce match --broker mqtts://localhost:8883 --cert registry.pem --key registry.key \\
+          --trust root.pem --devices units.csv
+    """
+    names = _device_ids(devices)
+    identity = MqttIdentity.from_files(certificate, key, trust)
+    watcher = Watcher(
+        BrokerUrl.parse(broker_url), identity, TrustAnchors.from_file(trust), announcer, domain=domain, clock=_now
+    )
+    with watcher:
+        click.echo("ready", err=as_json)
+        watcher.wait(names, timeout_seconds)
+        matches, heard = [watcher.matched(name) for name in names], watcher.report()
+    problems = [f"{found.device_id}: {text}" for found in matches for text in found.problems]
+    problems += [f"refused on {verdict.topic}: {'; '.join(verdict.problems)}" for verdict in heard.refused]
+    problems += [f"events of {source} that never came: {len(missing)}" for source, missing in heard.gaps.items()]
+    matched = sum(found.ok for found in matches)
+    if as_json:
+        click.echo(
+            json.dumps({"devices": len(names), "matched": matched, "events": heard.events, "problems": problems})
+        )
+    else:
+        for text in problems:
+            click.echo("".join(c if c.isprintable() else "?" for c in text))
+        click.echo(f"{matched} of {len(names)} devices match; {heard.events} signed events verified")
+    return VerificationFailed.exit_code if problems else 0
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+def _device_ids(path: Path) -> list[str]:
+    """Read device ids from the column device_id of a CSV, or from a plain list."""
+    try:
+        lines = path.read_text("utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as fault:
+        raise ConfigInvalid(f"cannot read {path}: {fault}") from fault
+    header = lines[0].split(",") if lines else []
+    if "device_id" in header:
+        return [row["device_id"] for row in csv.DictReader(lines) if row["device_id"]]
+    return [line.strip() for line in lines if line.strip()]
 
 
 @announce.command()

@@ -124,9 +124,7 @@ class Authenticator:
             return Identity(
                 IdentityKind.STATION, station.name, devices, names, certificate=record, may_assert_binding=True
             )
-        return Identity(
-            IdentityKind.CERTIFICATE, record.device, (record.device,), names, labels=(record.label,), certificate=record
-        )
+        return Identity(IdentityKind.CERTIFICATE, record.device, (record.device,), names, certificate=record)
 
     def _station(self, record: CertificateRecord, leaf: x509.Certificate) -> StationRecord | None:
         """Find the station of a certificate; it takes both the purpose in it and an entry by the operator."""

@@ -1,7 +1,8 @@
 """Profile + identity + request + what is known → a `Grant`, or every reason why not.
 
 Rules, all checked before anything is refused:
-1. The identity may ask for this profile, and the request names exactly one device that the identity may name.
+1. The identity may ask for this profile, and the request names exactly one device that the identity may name; who asks
+   for itself with a certificate gets the profile it has.
 2. Key type, key size and signature hash are within the constraints.
 3. Every subject attribute and every SAN is allowed, by the profile or by what the identity itself was given.
 4. At a renewal, subject and SAN are those of the certificate being renewed (RFC 7030 §4.2.2); what it already has may
@@ -126,6 +127,9 @@ def _identity(profile: Profile, ask: Ask, device: DeviceId | None) -> Iterator[V
         yield Violation(f"the subject must carry one device id (lower case, at most 64 characters) as {where}")
     elif not names.any_device(identity.devices, device):
         yield Violation(f"{identity} may not name the device {device}", authority=True)
+    own = identity.certificate
+    if own is not None and device == own.device and own.profile != profile.name:
+        yield Violation(f"a certificate of profile {own.profile} does not open profile {profile.name}", authority=True)
 
 
 def _key(profile: Profile, ask: Ask) -> Iterator[Violation]:
