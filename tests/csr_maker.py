@@ -1,4 +1,4 @@
-"""Certification requests of every kind, sound and unsound, with DER of our own so that nothing has to be well-formed."""
+"""Certification requests of every kind, sound and unsound, in DER of our own, so that nothing need be well-formed."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """A whole EST server in its own process, and clients that speak to it over real TLS.
 
-Every answer that comes through `Wire` is held against the rules that all answers have (`Answer.check`): a length, header
-names in canonical case, few headers, text for errors, an empty body and a challenge with 401.
+Every answer through `Wire` is held against the rules that all answers have (`Answer.check`): a length, header names in
+canonical case, few headers, text for errors, an empty body and a challenge with 401.
 """
 
 from __future__ import annotations
@@ -126,14 +126,10 @@ class Home:
         with self.inventory() as inventory:
             yield enrollment_of(self.settings, inventory, clock=clock, random=os.urandom)
 
-    def configure(self, text: str, **replacements: str) -> None:
+    def configure(self, sections: str, top: str = "") -> None:
         """Add to the configuration."""
         file = self.path / "estserver.toml"
-        old = file.read_text("utf-8")
-        for before, after in replacements.items():
-            assert before in old
-            old = old.replace(before, after)
-        file.write_text(old + text, "utf-8")
+        file.write_text(top + file.read_text("utf-8") + sections, "utf-8")
 
 
 def found_home(directory: Path, *, now: datetime | None = None, key_kind: str = "P-256", idevid: bool = False) -> Home:
@@ -295,9 +291,10 @@ class Wire:
         *,
         client: Holder | None = None,
         tls: int = TLS13,
-        prepare: Callable[[SSL.Context], None] = lambda _context: None,
+        resume: Wire | None = None,
     ) -> None:
-        context = SSL.Context(SSL.TLS_CLIENT_METHOD)
+        context = resume.context if resume is not None else SSL.Context(SSL.TLS_CLIENT_METHOD)
+        self.context = context
         context.set_min_proto_version(tls)
         context.set_max_proto_version(tls)
         store = context.get_cert_store()
@@ -306,13 +303,16 @@ class Wire:
         context.set_verify(SSL.VERIFY_PEER, lambda _c, _x, _e, _d, ok: bool(ok))
         if client is not None:
             _present(context, client)
-        prepare(context)
         self._socket = socket.create_connection(("127.0.0.1", port))
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", 20, 0))
         self._tls12 = tls == TLS12
         self.tls = SSL.Connection(context, self._socket)
         self.tls.set_connect_state()
         self.tls.set_tlsext_host_name(b"localhost")
+        if resume is not None:
+            session = resume.tls.get_session()
+            assert session is not None
+            self.tls.set_session(session)
         self.tls.set_verify(SSL.VERIFY_PEER, lambda _c, _x, _e, _d, ok: bool(ok))
         try:
             self.tls.do_handshake()
@@ -420,6 +420,7 @@ class Est:
 
     server: RunningServer
     tls: int = TLS13
+    trust: x509.Certificate | None = None
 
     @property
     def home(self) -> Home:
@@ -429,7 +430,7 @@ class Est:
         return replace(self, tls=tls)
 
     def wire(self, client: Holder | None = None, **options: Any) -> Wire:
-        return Wire(self.server.port, self.home.root, client=client, **{"tls": self.tls, **options})
+        return Wire(self.server.port, self.trust or self.home.root, client=client, **{"tls": self.tls, **options})
 
     def get(self, path: str, headers: Mapping[str, str] | None = None, client: Holder | None = None) -> Answer:
         with self.wire(client) as wire:

@@ -36,6 +36,7 @@ def create_app(
     enrollment = enrollment_of(settings, inventory or inventory_of(settings), clock=clock, random=random)
     app = Flask(__name__, static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = settings.server.body_max_bytes
+    app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False  # Flask would answer OPTIONS as HTML
     app.config["ESTLINE_REALM"] = settings.realm
     app.extensions["estline.enrollment"] = enrollment
     app.url_map.strict_slashes = True
