@@ -291,29 +291,20 @@ class Wire:
         *,
         client: Holder | None = None,
         tls: int = TLS13,
+        options: int = 0,
         resume: Wire | None = None,
     ) -> None:
-        context = resume.context if resume is not None else SSL.Context(SSL.TLS_CLIENT_METHOD)
-        self.context = context
-        context.set_min_proto_version(tls)
-        context.set_max_proto_version(tls)
-        store = context.get_cert_store()
-        assert store is not None
-        store.add_cert(crypto.X509.from_cryptography(trust))
-        context.set_verify(SSL.VERIFY_PEER, lambda _c, _x, _e, _d, ok: bool(ok))
-        if client is not None:
-            _present(context, client)
+        self.context = resume.context if resume is not None else _context(trust, client, tls, options)
         self._socket = socket.create_connection(("127.0.0.1", port))
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", 20, 0))
         self._tls12 = tls == TLS12
-        self.tls = SSL.Connection(context, self._socket)
+        self.tls = SSL.Connection(self.context, self._socket)
         self.tls.set_connect_state()
         self.tls.set_tlsext_host_name(b"localhost")
         if resume is not None:
             session = resume.tls.get_session()
             assert session is not None
             self.tls.set_session(session)
-        self.tls.set_verify(SSL.VERIFY_PEER, lambda _c, _x, _e, _d, ok: bool(ok))
         try:
             self.tls.do_handshake()
         except SSL.Error:
@@ -394,6 +385,20 @@ class _Reading(io.RawIOBase):
             if error.args[0] in (-1, 104):
                 return 0
             raise
+
+
+def _context(trust: x509.Certificate, client: Holder | None, tls: int, options: int) -> SSL.Context:
+    context = SSL.Context(SSL.TLS_CLIENT_METHOD)
+    context.set_min_proto_version(tls)
+    context.set_max_proto_version(tls)
+    context.set_options(options)
+    store = context.get_cert_store()
+    assert store is not None
+    store.add_cert(crypto.X509.from_cryptography(trust))
+    context.set_verify(SSL.VERIFY_PEER, lambda _c, _x, _e, _d, ok: bool(ok))
+    if client is not None:
+        _present(context, client)
+    return context
 
 
 def _present(context: SSL.Context, client: Holder) -> None:
