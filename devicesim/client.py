@@ -28,7 +28,7 @@ from devicesim.address import EstAddress, redirect_target
 from devicesim.codec import CsrAttrs
 from devicesim.csr import CsrDraft, load_csr, spki
 from devicesim.errors import BadAnswer, CannotComply, EstRefused, UsageProblem, VerificationFailed
-from devicesim.replies import Body, expect, refusal
+from devicesim.replies import Body, expect, offers_basic, refusal
 from devicesim.transport import Answer, ClientIdentity, Connection, Origin, TlsChoice, TlsSettings
 from devicesim.trust import TrustAnchors, build_path, is_ca, is_self_signed
 
@@ -250,8 +250,7 @@ class EstClient:
         """Answer a Basic challenge of the configured origin, once; any other ends the connection (RFC 7030 §3.2.3)."""
         if self._credentials is None or origin != self.address.origin:
             return answer
-        schemes = answer.headers.get("www-authenticate", "").lower().replace(",", " ").split()
-        if "basic" not in schemes:
+        if not offers_basic(answer):
             self.close()
             raise EstRefused(
                 "the server asks for an HTTP authentication other than Basic",

@@ -158,13 +158,21 @@ class Connection:
         except DeviceSimError:
             self.close()
             raise
-        # The names of a header are one whatever their case (RFC 9110 §5.1).
-        return Answer(response.status, {name.lower(): value for name, value in response.getheaders()}, content)
+        return Answer(response.status, _headers(response), content)
 
     def close(self) -> None:
         """Close it; harmless when it is closed."""
         self._http.close()
         self._socket.close()
+
+
+def _headers(response: http.client.HTTPResponse) -> dict[str, str]:
+    """Return the headers by lower-case name; repeated ones are one list (RFC 9110 §5.1, §5.2)."""
+    headers: dict[str, str] = {}
+    for name, value in response.getheaders():
+        known = headers.get(name.lower())
+        headers[name.lower()] = value if known is None else f"{known}, {value}"
+    return headers
 
 
 # --- TLS ------------------------------------------------------------------------------------------------------------

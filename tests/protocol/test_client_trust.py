@@ -112,9 +112,9 @@ def test_a_server_is_not_believed_outside_of_its_dates(serve, root, start_days, 
 
 def test_the_clock_of_the_device_decides_about_dates_when_it_has_one(serve, root):
     server = serve(root.server())
-    with connect(server, root, clock=lambda: datetime.now(UTC) + timedelta(days=4000)) as client:
-        with pytest.raises(VerificationFailed, match="expired"):
-            client.cacerts()
+    late = connect(server, root, clock=lambda: datetime.now(UTC) + timedelta(days=4000))
+    with late, pytest.raises(VerificationFailed, match="expired"):
+        late.cacerts()
     with connect(server, root, clock=lambda: datetime.now(UTC)) as client:
         assert client.cacerts().certificates
 
@@ -140,9 +140,9 @@ def test_a_man_in_the_middle_gets_neither_the_password_nor_the_certificate(serve
     key = KEY_TYPES["EC-P256"].generate()
     own = ClientIdentity((root.issue(name("sn-1"), key.public_key()),), key)
     server = serve(stranger.server(), lambda _: answer(401, WWW_Authenticate='Basic realm="est"'))
-    with connect(server, root, credentials=Credentials("u", b"secret"), identity=own) as client:
-        with pytest.raises(VerificationFailed):
-            client.simpleenroll(draft())
+    client = connect(server, root, credentials=Credentials("u", b"secret"), identity=own)
+    with client, pytest.raises(VerificationFailed):
+        client.simpleenroll(draft())
     assert server.connections == 1
     assert server.seen == []
 
@@ -189,9 +189,9 @@ def test_a_client_certificate_the_server_does_not_trust_is_a_refusal_not_a_netwo
     key = KEY_TYPES["EC-P256"].generate()
     leaf = stranger.issue(name("sn-1"), key.public_key(), eku=(CLIENT,))
     server = serve(root.server(), client_trust=root.certificate)
-    with connect(server, root, identity=ClientIdentity((leaf,), key), tls=tls) as client:
-        with pytest.raises(EstRefused, match="client certificate") as caught:
-            client.cacerts()
+    client = connect(server, root, identity=ClientIdentity((leaf,), key), tls=tls)
+    with client, pytest.raises(EstRefused, match="client certificate") as caught:
+        client.cacerts()
     assert caught.value.status is None
 
 
