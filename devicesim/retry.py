@@ -60,7 +60,7 @@ def retrying(
         except Unreachable as error:
             failures += not isinstance(error, Pending)
             wait = patience.wait_seconds(failures, error.retry_after_seconds, random())
-            if failures >= patience.attempts or wait > left_seconds:
+            if failures >= patience.attempts or left_seconds <= 0 or wait > left_seconds:
                 raise
             tell(error, wait)
         left_seconds -= max(wait, 0.1)

@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from devicesim.client import Credentials, EstClient
-from devicesim.csr import KEY_TYPES
+from devicesim.csr import KEY_TYPES, key_type
 from devicesim.errors import ConfigInvalid, UsageProblem
 from devicesim.keystore import load_key
 from devicesim.transport import ClientIdentity, TlsChoice
@@ -26,7 +26,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print one JS
 key_type_option = click.option(
     "--key-type",
     metavar="TYPE",
-    type=click.Choice(tuple(KEY_TYPES), case_sensitive=False),
+    callback=lambda _context, _option, value: None if value is None else key_type(value).name,
     help=f"Kind of key to make: {', '.join(KEY_TYPES)}. Default: what the server wishes, else EC-P256.",
 )
 san_option = click.option(

@@ -1,0 +1,151 @@
+"""`devicesim est` against an EST server that is real but for its policy."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from devicesim.cli import run
+from devicesim.trust import fingerprint
+from tests.protocol.client_stub import Authority, EstStub, StubServer, answer
+
+VECTORS = Path(__file__).parents[1] / "vectors"
+
+
+@pytest.fixture(scope="module")
+def root():
+    return Authority.root()
+
+
+@pytest.fixture
+def stub(root):
+    return EstStub(root, root.intermediate())
+
+
+@pytest.fixture
+def server(stub, root):
+    server = StubServer(root.server(), stub)
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch, capsys, server, root):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "root.pem").write_bytes(root.certificate.public_bytes(Encoding.PEM))
+
+    def call(operation: str, *arguments, trust=True) -> tuple[int, str, str]:
+        anchor = ("--trust", "root.pem") if trust else ()
+        words = ["est", operation, "--server", server.url, "--timeout", "5", *anchor, *arguments]
+        code = run([str(word) for word in words])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+def test_from_nothing_to_a_renewed_identity_other_programs_can_use(command, root, stub, tmp_path):
+    code, out, _ = command("cacerts", "--fingerprint", fingerprint(root.certificate), "--out", "ca.pem", trust=False)
+    assert code == 0
+    assert fingerprint(root.certificate) in out
+    assert x509.load_pem_x509_certificates((tmp_path / "ca.pem").read_bytes()) == [root.certificate]
+    enrol = ("enroll", "--subject", "sn-1", "--san", "dns:sn-1.example", "--out", "d", "--json")
+    code, out, _ = command(*enrol)
+    first = json.loads(out)
+    assert (code, first["device_id"], first["names"]) == (0, "sn-1", ["dns:sn-1.example"])
+    code, out, _ = command(*enrol)
+    assert (code, json.loads(out)["serial"]) == (0, first["serial"])
+    assert "already" in json.loads(out)["result"]
+    code, out, _ = command("reenroll", "--out", "d", "--json")
+    assert (code, json.loads(out)["serial"] != first["serial"]) == (0, True)
+    verify = ["openssl", "verify", "-CAfile", "d/trust.pem", "-untrusted", "d/cert.pem", "d/cert.pem"]
+    subprocess.run(verify, check=True, cwd=tmp_path, capture_output=True)
+    public = ["openssl", "pkey", "-in", "d/key.pem", "-pubout"]
+    assert subprocess.run(public, check=True, cwd=tmp_path, capture_output=True).stdout
+
+
+def test_the_ca_certificates_go_to_standard_output(command, root, stub):
+    code, out, _ = command("cacerts")
+    assert (code, x509.load_pem_x509_certificates(out.encode())) == (0, [root.certificate])
+    code, out, _ = command("cacerts", "--all")
+    assert x509.load_pem_x509_certificates(out.encode()) == [root.certificate, stub.issuing.certificate]
+    code, out, _ = command("cacerts", "--json")
+    assert json.loads(out)["anchors"][0]["sha256"] == fingerprint(root.certificate)
+
+
+def test_csr_attributes_are_explained(command):
+    assert command("csrattrs")[1] == "the server has no wishes\n"
+
+
+def test_a_request_made_elsewhere_brings_back_its_certificate(command, server, tmp_path):
+    assert run(["csr", "new", "--key", "k", "--subject", "sn-9", "--out", "r.csr"]) == 0
+    code, out, _ = command("enroll", "--csr", "r.csr")
+    assert code == 0
+    at = out.index("-----BEGIN")
+    assert x509.load_pem_x509_certificate(out[at:].encode()).subject.rfc4514_string() == "CN=sn-9"
+    assert server.seen[-1].challenge is None
+    assert command("enroll", "--csr", "r.csr", "--subject", "x")[0] == 2
+    assert command("enroll", "--csr", "nothing")[0] == 3
+
+
+def test_a_password_comes_from_a_file(command, stub, server, tmp_path):
+    (tmp_path / "pw").write_text("secret\n")
+    stub.put(answer(401, WWW_Authenticate='Basic realm="est"'), operation="simpleenroll")
+    who = ("--user", "line-1", "--password-file", "pw")
+    assert command("enroll", "--subject", "sn-1", "--out", "d", *who)[0] == 0
+    assert server.seen[-1].headers["authorization"] == "Basic bGluZS0xOnNlY3JldA=="
+    assert server.seen[-1].body == server.seen[-2].body
+    code, _, err = command("enroll", "--subject", "sn-2", "--out", "e", "--user", "line-1")
+    assert (code, "--password-file" in err) == (2, True)
+
+
+def test_a_lost_answer_is_repeated_with_the_same_key_by_running_it_again(command, stub, server):
+    stub.put(None, operation="simpleenroll")
+    enrol = ("enroll", "--subject", "sn-1", "--out", "d")
+    code, _, err = command(*enrol)
+    assert (code, err.count("\n")) == (6, 1)
+    assert command(*enrol)[0] == 0
+    lost, repeated = (seen for seen in server.seen if seen.method == "POST")
+    assert lost.csr.public_key() == repeated.csr.public_key()
+
+
+def test_a_pending_request_is_waited_for_when_asked_to(command, stub):
+    stub.put(answer(202, Retry_After="0"), operation="simpleenroll")
+    code, _, err = command("enroll", "--subject", "sn-1", "--out", "d")
+    assert (code, "approval" in err) == (6, True)
+    stub.put(answer(202, Retry_After="0"), operation="simpleenroll")
+    code, _, err = command("enroll", "--subject", "sn-1", "--out", "d", "--wait", "5")
+    assert (code, "trying again" in err) == (0, True)
+
+
+def test_a_refusal_ends_with_its_own_code_and_the_servers_words(command, stub):
+    stub.put(answer(403, b"sn-1 may not", Content_Type="text/plain"), operation="simpleenroll")
+    code, _, err = command("enroll", "--subject", "sn-1", "--out", "d")
+    assert (code, "sn-1 may not" in err, err.count("\n")) == (7, True, 1)
+
+
+def test_a_server_under_another_anchor_is_a_failed_verification(command, tmp_path):
+    other = Authority.root("Other").certificate
+    (tmp_path / "other.pem").write_bytes(other.public_bytes(Encoding.PEM))
+    code, _, err = command("cacerts", "--trust", "other.pem", trust=False)
+    assert (code, "trust anchor" in err) == (10, True)
+
+
+def test_what_has_no_certificate_cannot_be_renewed(command, tmp_path):
+    code, _, err = command("reenroll", "--out", "nowhere")
+    assert (code, err.count("\n")) == (2, 1)
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_an_explicit_kind_of_key_is_kept_against_the_servers_wish(command, stub):
+    wish = (VECTORS / "rfc9908-5.5-p384-serial.csrattrs.b64").read_bytes()
+    stub.csrattrs = answer(200, wish, Content_Type="application/csrattrs")
+    code, _, err = command("enroll", "--subject", "sn-1", "--out", "d", "--key-type", "RSA-2048")
+    assert (code, "EC-P384" in err, err.count("\n")) == (7, True, 1)
+    code, out, _ = command("enroll", "--subject", "sn-1", "--out", "d", "--json")
+    assert (code, json.loads(out)["key"]) == (0, "EC-P384")
