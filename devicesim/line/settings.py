@@ -13,6 +13,8 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from devicesim.csr import key_type
+from devicesim.errors import UsageProblem
 from devicesim.line.findings import InputInvalid, findings_of, read_toml
 from devicesim.mqtt.topics import identifier
 
@@ -39,6 +41,13 @@ def _floor(value: object) -> datetime:
     raise ValueError('is "build" or a date and time with its offset, as 2027-01-01T00:00:00Z')
 
 
+def _kind_of_key(name: str) -> str:
+    try:
+        return key_type(name).name
+    except UsageProblem as error:
+        raise ValueError(error.line) from error
+
+
 def _url(*schemes: str) -> AfterValidator:
     def check(text: str) -> str:
         parts = urlsplit(text)
@@ -53,7 +62,7 @@ Identifier = Annotated[str, AfterValidator(identifier)]
 Duration = Annotated[timedelta, BeforeValidator(duration)]
 Floor = Annotated[datetime, BeforeValidator(_floor)]
 Label = Annotated[str, Field(pattern=r"^(?:[A-Za-z0-9][A-Za-z0-9._~-]{0,63})?$")]
-KeyAlgorithm = Annotated[str, Field(pattern=r"^[A-Za-z0-9-]{2,20}$")]
+KeyAlgorithm = Annotated[str, AfterValidator(_kind_of_key)]
 
 
 class Section(BaseModel):

@@ -1,0 +1,92 @@
+"""Killed at every transition: run again, and every unit has one identity, every event one id, nothing is lost."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections import Counter
+from contextlib import closing
+from typing import Any
+
+import pytest
+
+from devicesim.line.ledger import Ledger
+from devicesim.line.states import PASSED
+from devicesim.mqtt import outbox
+from devicesim.mqtt.topics import EventType
+from tests.line_support import PaperLine, Watching
+
+WRITES = ("open_batch", "begin_attempt", "advance", "record")
+UNITS = 2
+FIRST_UNIT = 1 + 7
+"""The batch taken in, then for a unit its attempt, five states and PASS."""
+LAST = FIRST_UNIT + 7 * (UNITS - 1)
+
+
+class Killed(BaseException):
+    """The process is gone: no handler of the line's may tell it from SIGKILL."""
+
+
+def dying(at: int, *, after: bool) -> type[Ledger]:
+    """A ledger whose process dies at its n-th write: just before it is durable, or just after."""
+    writes = Counter[str]()
+
+    class Dying(Ledger):
+        pass
+
+    def wrap(name: str) -> Any:
+        def write(self: Ledger, *args: Any, **kwargs: Any) -> Any:
+            writes["all"] += 1
+            if writes["all"] == at and not after:
+                raise Killed
+            result = getattr(Ledger, name)(self, *args, **kwargs)
+            if writes["all"] == at:
+                raise Killed
+            return result
+
+        return write
+
+    for name in WRITES:
+        setattr(Dying, name, wrap(name))
+    return Dying
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("at", range(1, FIRST_UNIT + 1))
+def test_killed_at_any_transition(tmp_path, now, at, after):
+    paper = PaperLine(tmp_path, now)
+    batch = paper.batch(UNITS)
+    with pytest.raises(Killed), paper.session(dying(at, after=after)) as (line, _):
+        line.run(batch, slots=1, progress=Watching())
+
+    watching, stopped = paper.run(batch)
+
+    assert stopped is None
+    assert all(outcome == "pass" for _, outcome in watching.ends)
+    with paper.session() as (_, ledger):
+        rows = ledger.units(batch.id)
+        assert all(row.state in PASSED for row in rows)
+        assert [row.attempts for row in rows] == [1] * UNITS
+        assert {row.certificate for row in rows} == {
+            certificate.public_bytes(encoding()) for certificate in paper.est.issued.values()
+        }
+        ledger.verify_chain()
+    assert {name: len(keys) for name, keys in paper.est.holders.items()} == {row.device_id: 1 for row in rows}
+    with closing(sqlite3.connect(paper.settings.ledger.path)) as conn:
+        events = [json.loads(row.payload) for row in outbox.pending(conn, 100)]
+    assert [event["type"] for event in events] == [EventType.PROVISIONED] * UNITS
+    assert {event["id"] for event in events} == {row.event_id for row in rows}
+    assert [event["sequence"] for event in events] == [f"{number:020d}" for number in range(1, UNITS + 1)]
+
+
+def test_the_table_of_transitions_is_complete(tmp_path, now):
+    """One write later than the last one there is: nothing dies."""
+    paper = PaperLine(tmp_path, now)
+    with paper.session(dying(LAST + 1, after=False)) as (line, _):
+        assert line.run(paper.batch(UNITS), slots=1, progress=Watching()) is None
+
+
+def encoding() -> Any:
+    from cryptography.hazmat.primitives.serialization import Encoding
+
+    return Encoding.DER

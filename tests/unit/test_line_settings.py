@@ -1,0 +1,91 @@
+"""`line.toml`: relative to its folder, nothing unknown, every problem at once; `line init` writes one that is read."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from devicesim.line.findings import InputInvalid
+from devicesim.line.settings import BUILD_FLOOR, load_settings, template
+from devicesim.line.station import Station
+from tests.mqtt_pki import Pki
+
+MADE = {
+    "site": "hh1",
+    "line": "l2",
+    "station": "s-07",
+    "est": "https://est.example:8443/.well-known/est",
+    "trust": "root.pem",
+    "cert": 'odd "name\\.pem',
+    "key": "s-07.key",
+    "label": "device",
+}
+
+
+def test_what_init_writes_is_read(tmp_path):
+    path = tmp_path / "line.toml"
+    path.write_text(template(**MADE, mqtt="mqtts://broker.example:8883"))
+    settings = load_settings(path)
+    assert settings.site.station == "s-07"
+    assert settings.est.cert == tmp_path / 'odd "name\\.pem'
+    assert settings.ledger.path == tmp_path / "line.db"
+    assert settings.clock.floor == BUILD_FLOOR
+    assert settings.clock.max_skew == timedelta(minutes=5)
+    assert settings.mqtt is not None
+    assert settings.mqtt.birth
+    path.write_text(template(**MADE, mqtt=None))
+    assert load_settings(path).mqtt is None
+
+
+def test_every_problem_at_once(tmp_path):
+    path = tmp_path / "line.toml"
+    path.write_text(
+        '[site]\nid = "HH"\nline = "l"\nslots = 0\ncolour = 1\n'
+        '[est]\nurl = "http://x"\ntrust = "t"\ncert = "c"\nkey = "k"\ntimeout = "soon"\n'
+        '[clock]\nfloor = "yesterday"\n[mqtt]\nurl = "mqtts://u:secret@x"\n'
+    )
+    with pytest.raises(InputInvalid) as caught:
+        load_settings(path)
+    assert {found.column for found in caught.value.findings} == {
+        "site.id",
+        "site.station",
+        "site.slots",
+        "site.colour",
+        "est.url",
+        "est.timeout",
+        "clock.floor",
+        "mqtt.url",
+    }
+    assert "secret" not in "".join(map(str, caught.value.findings))
+
+
+def test_a_floor_never_goes_below_that_of_the_build(tmp_path):
+    path = tmp_path / "line.toml"
+    path.write_text(template(**MADE, mqtt=None).replace('"build"', "2020-01-01T00:00:00Z", 1))
+    assert load_settings(path).clock.floor == BUILD_FLOOR
+    path.write_text(template(**MADE, mqtt=None).replace('"build"', "2031-01-01T00:00:00Z", 1))
+    assert load_settings(path).clock.floor == datetime(2031, 1, 1, tzinfo=UTC)
+
+
+def test_a_station_needs_files_that_belong_together(tmp_path, now):
+    pki = Pki(tmp_path, now)
+    one, other = pki.station("s-07"), pki.station("s-08")
+    path = tmp_path / "line.toml"
+    names = {"trust": "trust.pem", "cert": one.files.certificate_path.name, "key": one.files.key_path.name}
+    path.write_text(template(**{**MADE, **names}, mqtt=None))
+    assert Station.load(load_settings(path), file=path).identity.certificates == (one.certificate,)
+
+    def problems() -> str:
+        with pytest.raises(InputInvalid) as caught:
+            Station.load(load_settings(path), file=path)
+        return "\n".join(map(str, caught.value.findings))
+
+    path.write_text(template(**{**MADE, **names, "key": other.files.key_path.name, "trust": "none.pem"}, mqtt=None))
+    assert "est.trust: cannot read" in problems()
+    assert "is not the key of" in problems()
+    path.write_text(template(**{**MADE, **names, "station": "s-08"}, mqtt=None))
+    assert "names 's-07', but site.station is 's-08'" in problems()
+    path.write_text(template(**{**MADE, **names}, mqtt=None))
+    one.files.key_path.chmod(0o640)
+    assert "chmod 600" in problems()
