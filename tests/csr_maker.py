@@ -6,6 +6,7 @@ import base64
 from collections.abc import Sequence
 from typing import Any
 
+from asn1crypto import core
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, mldsa, padding, rsa
@@ -77,6 +78,28 @@ def text(value: str, tag: int = UTF8) -> bytes:
 
 def bits(octets: bytes) -> bytes:
     return tlv(0x03, b"\x00", octets)
+
+
+def values(octets: bytes) -> list[bytes]:
+    """The values inside a constructed one, read strictly: minimal lengths, nothing left over."""
+    header, length = 2, octets[1]
+    if length & 0x80:
+        header += length & 0x7F
+        length = int.from_bytes(octets[2:header])
+        assert length >= 0x80
+        assert octets[2]
+    assert len(octets) == header + length, octets.hex()
+    found, rest = [], octets[header:]
+    while rest:
+        count = rest[1] & 0x7F if rest[1] & 0x80 else 0
+        size = int.from_bytes(rest[2 : 2 + count]) if count else rest[1]
+        found.append(rest[: 2 + count + size])
+        rest = rest[2 + count + size :]
+    return found
+
+
+def dotted(octets: bytes) -> str:
+    return str(core.ObjectIdentifier.load(octets, strict=True).dotted)
 
 
 # --- the parts of a request -----------------------------------------------------------------------------------------
