@@ -4,7 +4,8 @@ What amqtt does not do by itself is added here, before it looks at anything else
 - a client without a certificate of the CA does not get through the handshake;
 - one that speaks MQTT 5 is told at once that it is not spoken here (amqtt would wait for bytes that never come);
 - the certificate's CN replaces user name and client id, so that nobody can touch another's session;
-- a will on a topic its owner may not write to is refused with the connection.
+- a will on a topic its owner may not write to is refused with the connection;
+- the tables of subscriptions and retained messages can change while amqtt walks them: it loses messages otherwise.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import contextlib
 import logging
 import signal
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -79,8 +80,24 @@ class TopicAccess(BaseTopicPlugin):
         return self._access.allows(session.username, "write" if action == Action.PUBLISH else "read", topic)
 
 
+class _Snapshots(dict[str, Any]):
+    """A table that may change while somebody walks it: amqtt awaits in the middle of its walks."""
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(list(super().__iter__()))
+
+    def items(self) -> Any:  # noqa: ANN401 - a list where dict promises a view; amqtt only walks it
+        """Return what is in the table now."""
+        return [(key, list(value) if isinstance(value, list) else value) for key, value in super().items()]
+
+
 class _CertifiedBroker(Broker):
-    """amqtt, asking for a certificate."""
+    """amqtt, asking for a certificate, and walking tables that others may change meanwhile."""
+
+    def __init__(self, config: BrokerConfig) -> None:
+        super().__init__(config)
+        self._subscriptions = _Snapshots()
+        self._retained_messages = _Snapshots()
 
     @staticmethod
     def _create_ssl_context(listener: ListenerConfig) -> ssl.SSLContext:
