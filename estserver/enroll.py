@@ -93,6 +93,7 @@ class Enrollment:
         random: Callable[[int], bytes],
     ) -> None:
         self._doors = doors
+        self._profiles = {door.profile.name: door.profile for door in doors.values()}
         self._authenticator = authenticator
         self._inventory = inventory
         self._clock = clock
@@ -129,6 +130,7 @@ class Enrollment:
             asked = csr.parse(asn1.decode_body(request.body))
             identity = self._authenticator.identify(request.peer, request.credentials, request.label, now)
             grant = self._decide(door, request, asked, identity, now)
+            self._keep_names_apart(door.profile, grant.device)
             slot = self._inventory.reserve(grant, serial_from(self._random(SERIAL_BYTES)), now)
             return slot if isinstance(slot, Issued) else self._issue(door, slot)
         except (NotAuthenticated, CapacityError, InternalError):
@@ -158,6 +160,13 @@ class Enrollment:
             peer_address=request.peer.address,
         )
         return decide(door.profile, ask)
+
+    def _keep_names_apart(self, profile: Profile, device: DeviceId) -> None:
+        """Refuse a device the name of a part of the site, and the other way round: brokers go by the name alone."""
+        held = self._inventory.profiles_of(device)
+        other = [name for name in held if (known := self._profiles.get(name)) and known.holder != profile.holder]
+        if other:
+            raise NotAuthorized(f"the name {device} belongs to the profile {other[0]}", code="name-taken")
 
     def _predecessor(
         self, door: Door, operation: Operation, asked: Csr, identity: Identity, now: datetime

@@ -212,6 +212,11 @@ class Inventory:
         with self._database.read() as connection:
             return queries.current_by_names(connection, subject, san, device)
 
+    def profiles_of(self, device: DeviceId) -> frozenset[str]:
+        """Return the profiles under which a device has had certificates."""
+        with self._database.read() as connection:
+            return queries.profiles_of(connection, device)
+
     def key_device(self, spki_sha256: SpkiHash) -> DeviceId | None:
         """Return the device a key belongs to, whether or not a certificate came of it."""
         with self._database.read() as connection:

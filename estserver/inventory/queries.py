@@ -74,6 +74,12 @@ def current_by_names(
     return None
 
 
+def profiles_of(connection: Connection, device: DeviceId) -> frozenset[str]:
+    """Return the profiles under which a device has had certificates."""
+    query = select(device_certificate.c.profile).where(device_certificate.c.device == device)
+    return frozenset(connection.execute(query).scalars())
+
+
 def of_device(connection: Connection, device: DeviceId) -> list[CertificateRecord]:
     """Return every certificate of a device, oldest first."""
     query = _BY_ID.where(certificate.c.device == device).order_by(certificate.c.id)

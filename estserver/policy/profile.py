@@ -114,6 +114,8 @@ class Profile(_Section):
 
     Attributes:
         name: file name without `.toml`.
+        holder: `device`, or `site` for who is no device but a part of the installation. A name belongs to one of them
+            for good: a device never gets the name of a station, a broker or the announcer, nor they a device's.
         device_id: which subject attribute carries the device id; the first that is there counts.
         requesters: how somebody must have been recognised to ask for this profile.
         preferred_key: what `/csrattrs` suggests when several key types are allowed.
@@ -121,6 +123,7 @@ class Profile(_Section):
 
     name: str = Field(pattern=r"^[a-z0-9]([a-z0-9_-]{0,62}[a-z0-9])?$")
     description: str
+    holder: Literal["device", "site"] = "device"
     device_id: tuple[SubjectAttribute, ...] = ("common_name", "serial_number")
     requesters: tuple[IdentityKind, ...]
     preferred_key: KeyType | None = None

@@ -135,7 +135,8 @@ class FrontWorker(Worker):
     def _accept(self) -> None:
         """Take a few new connections; when there is no room, leave them in the system's backlog for a moment."""
         for _ in range(ACCEPTS_PER_TURN):
-            if len(self._connections) >= self._connections_max and not self._make_room():
+            full = len(self._connections) >= self._connections_max
+            if full and self._deadlines.first(Phase.IDLE) is None:
                 return self._pause()
             try:
                 sock, address = self._listener.accept()
@@ -145,6 +146,8 @@ class FrontWorker(Worker):
                 self.log.warning("no new connections for a moment: %s", error.strerror)
                 self._make_room()
                 return self._pause()
+            if full:
+                self._make_room()
             self._admit(sock, address[:2])
         return None
 
@@ -152,12 +155,11 @@ class FrontWorker(Worker):
         self._selector.unregister(self._listener)
         self._accept_again_at = time.monotonic() + ACCEPT_PAUSE_SECONDS
 
-    def _make_room(self) -> bool:
+    def _make_room(self) -> None:
         """Close the connection that has been idle the longest, if any is."""
         idle = self._deadlines.first(Phase.IDLE)
         if idle is not None:
             self._drop(idle)
-        return idle is not None
 
     def _admit(self, sock: socket.socket, address: tuple[str, int]) -> None:
         """Begin the handshake, unless this address has connections enough."""
