@@ -12,7 +12,7 @@ from datetime import datetime
 from cryptography import x509
 
 from devicesim.csr import alternative_names, spki
-from devicesim.errors import VerificationFailed
+from devicesim.errors import ClockUntrustworthy, VerificationFailed
 from devicesim.trust import TrustAnchors, build_path, is_ca, is_self_signed, may_authenticate_client
 
 
@@ -28,6 +28,8 @@ def check_certificate(
 
     `request` is what was asked for: the CSR, or the certificate that is being renewed with its own key.
     """
+    if now < min(anchor.not_valid_before_utc for anchor in trust.explicit):
+        raise ClockUntrustworthy(f"it is {now:%Y-%m-%d} here, and the trust anchor did not exist then")
     problems = list(_problems(certificate, request, now))
     path: tuple[x509.Certificate, ...] = ()
     try:

@@ -160,8 +160,7 @@ def _parsing(what: str) -> Iterator[None]:
 
 
 def _first_line(error: Exception) -> str:
-    text = str(error).strip().splitlines()
-    return text[0][:120] if text else type(error).__name__
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
 
 
 # --- names ----------------------------------------------------------------------------------------------------------
@@ -323,9 +322,7 @@ def _legacy_key(oids: tuple[str, ...], attributes: dict[str, list[bytes]]) -> Ke
 
 
 def _key_wish(oid: str, parameters: bytes | None) -> KeyWish:
-    if parameters is None:
-        return KeyWish(oid)
-    value = core.load(parameters, strict=True)
+    value = None if parameters is None else core.load(parameters, strict=True)
     if oid == EC_PUBLIC_KEY and isinstance(value, core.ObjectIdentifier):
         return KeyWish(oid, curve=value.dotted)
     if oid == RSA_ENCRYPTION and isinstance(value, core.Integer):

@@ -182,7 +182,7 @@ class StubServer:
         tls = SSL.Connection(self._context(), raw)
         tls.set_accept_state()
         with contextlib.suppress(SSL.Error, OSError), contextlib.closing(raw):
-            tls.do_handshake()
+            _shake_hands(tls, raw)
             stream = _stream(tls, raw, self._stopped)
             while (request := _read_request(stream)) is not None:
                 self.seen.append(_seen(number, tls, *request))
@@ -193,6 +193,18 @@ class StubServer:
                 if b"\r\nConnection: close" in reply:
                     break
             tls.shutdown()
+
+
+def _shake_hands(tls: SSL.Connection, raw: socket.socket) -> None:
+    """Shake hands; when that fails let the client see why, rather than a reset for what it has sent meanwhile."""
+    try:
+        tls.do_handshake()
+    except SSL.Error:
+        raw.shutdown(socket.SHUT_WR)
+        raw.settimeout(2)
+        while raw.recv(16384):
+            pass
+        raise
 
 
 def _stream(tls: SSL.Connection, raw: socket.socket, stopped: threading.Event) -> Iterator[bytes]:

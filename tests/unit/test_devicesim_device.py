@@ -20,6 +20,7 @@ from devicesim.codec import CsrAttrs, KeyWish
 from devicesim.csr import KEY_TYPES, CsrDraft, key_type_of, spki
 from devicesim.errors import (
     CannotComply,
+    ClockUntrustworthy,
     ConfigInvalid,
     DeviceSimError,
     KeyStoreError,
@@ -199,6 +200,14 @@ def test_a_certificate_of_another_ca_is_not_installed(device, trust):
     stranger = Authority.root("Test Root", start=START)
     certificate = stranger.from_csr(request(device.draft()), start=START)
     assert "chain to a trust anchor" in _refused(device, certificate, stranger, trust)
+
+
+def test_a_clock_from_before_the_trust_anchor_is_the_one_at_fault(device, issuing, trust):
+    certificate = issuing.from_csr(request(device.draft()), start=START)
+    with pytest.raises(ClockUntrustworthy, match="1970-01-01") as caught:
+        device.install(certificate, chain=(issuing.certificate,), trust=trust, now=datetime(1970, 1, 1, tzinfo=UTC))
+    assert caught.value.exit_code == 13
+    assert device.state is DeviceState.DRAFTED
 
 
 def test_everything_wrong_is_said_at_once(device, issuing, trust):
