@@ -22,6 +22,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.x509.oid import NameOID
 
 from devicesim.check import check_certificate
 from devicesim.client import EstClient
@@ -32,6 +33,8 @@ from devicesim.keystore import KeyStore, PendingRequest, StoredIdentity
 from devicesim.transport import ClientIdentity
 from devicesim.trust import TrustAnchors
 from devicesim.wishes import LocalPolicy, OwnNames, choose_key_type, draft, key_fits
+
+_NAMING = (NameOID.COMMON_NAME, NameOID.SERIAL_NUMBER)
 
 
 class DeviceState(StrEnum):
@@ -196,16 +199,15 @@ class Device:
     def enroll(self, client: EstClient, *, key_type: str = "EC-P256", san: Iterable[str] = ()) -> DeviceIdentity:
         """Get the first certificate: cacerts, csrattrs, request, answer, check, install (RFC 7030 §4.1, §4.5, §4.2.1).
 
-        After an error or a crash, call it again: the same key is enrolled. A device that has a valid certificate and
-        no request under way keeps it.
+        After an error or a crash, call it again: the same key is enrolled. A device that has a valid certificate keeps
+        it; one whose certificate has expired starts again.
         """
         with self._store.locked():
-            if self.state is DeviceState.ENROLLED:
-                current = self.identity
-                assert current is not None
-                return current
-            if self.state is DeviceState.RENEWING:
-                raise Conflict(f"{self.device_id} is being renewed", advice="finish that, or discard the draft")
+            current = self.identity
+            if current is not None:
+                self._check_owner(current)
+                if self._clock() <= current.certificate.not_valid_after_utc:
+                    return current
             cacerts = client.cacerts()
             request = self.draft(client.csrattrs(), key_type=key_type, san=san)
             certificate = client.simpleenroll(request)
@@ -240,6 +242,17 @@ class Device:
         if pending is None or not _same_request(pending.request, request):
             self._store.write_pending(PendingRequest(made.key, request))
         return made
+
+    def _check_owner(self, identity: DeviceIdentity) -> None:
+        """Stop when the store holds the identity of another device."""
+        own = OwnNames(self.device_id, subject=self._subject)
+        subject = identity.certificate.subject
+        values = [str(found.value) for oid in _NAMING for found in subject.get_attributes_for_oid(oid)]
+        if not any(value.casefold() == self.device_id.casefold() or own.owns(value, self._policy) for value in values):
+            raise Conflict(
+                f"this store holds the identity of {subject.rfc4514_string()}, not of {self.device_id}",
+                advice="give each device a store of its own",
+            )
 
     def _identity(self, stored: StoredIdentity) -> DeviceIdentity:
         return DeviceIdentity(

@@ -29,7 +29,7 @@ from devicesim.cli.options import (
 )
 from devicesim.client import CaCerts, bootstrap
 from devicesim.csr import KEY_TYPES, load_csr, parse_subject
-from devicesim.device import Device, DeviceIdentity, DeviceState
+from devicesim.device import Device, DeviceIdentity
 from devicesim.errors import Unreachable, UsageProblem
 from devicesim.explain import certificate_facts, certificate_lines, csrattrs_facts, csrattrs_lines
 from devicesim.keystore import FileKeyStore
@@ -163,9 +163,9 @@ def enroll(
             return
         policy = LocalPolicy(tuple(KEY_TYPES) if key_type is None else (key_type,), allow_name)
         device = _device(out, subject, who.passphrase(), policy)
-        already = device.state is DeviceState.ENROLLED
+        before = device.identity
         identity = _patiently(lambda: device.enroll(client, key_type=key_type or "EC-P256", san=san), wait_seconds)
-    _print_identity(identity, "is enrolled already; nothing was asked for" if already else "enrolled", as_json=as_json)
+    _print_identity(identity, _what_happened(before, identity), as_json=as_json)
 
 
 @est.command()
@@ -252,6 +252,11 @@ def _print_certificate(certificate: x509.Certificate, *, as_json: bool) -> None:
         echo_json(certificate_facts(certificate))
     else:
         click.echo(certificate.public_bytes(Encoding.PEM).decode("ascii"), nl=False)
+
+
+def _what_happened(before: DeviceIdentity | None, after: DeviceIdentity) -> str:
+    same = before is not None and before.certificate == after.certificate
+    return "is enrolled already; nothing was asked for" if same else "enrolled"
 
 
 def _print_identity(identity: DeviceIdentity, what: str, *, as_json: bool) -> None:

@@ -136,6 +136,14 @@ def test_a_server_under_another_anchor_is_a_failed_verification(command, tmp_pat
     assert (code, "trust anchor" in err) == (10, True)
 
 
+def test_a_store_is_one_devices_alone(command, server):
+    assert command("enroll", "--subject", "sn-1", "--out", "d")[0] == 0
+    asked = len(server.seen)
+    code, _, err = command("enroll", "--subject", "sn-2", "--out", "d")
+    assert (code, "CN=sn-1" in err, len(server.seen)) == (5, True, asked)
+    assert command("enroll", "--subject", "SN-1", "--out", "d")[0] == 0
+
+
 def test_what_has_no_certificate_cannot_be_renewed(command, tmp_path):
     code, _, err = command("reenroll", "--out", "nowhere")
     assert (code, err.count("\n")) == (2, 1)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from devicesim import Device, DeviceState, EstClient, FileKeyStore, TrustAnchors
 from devicesim.csr import CsrDraft, key_type, spki
+from devicesim.errors import VerificationFailed
 from tests.protocol.client_stub import Authority, EstStub, StubServer
 
 
@@ -78,3 +79,13 @@ def test_a_device_enrols_then_renews_with_a_new_key(server, client, tmp_path):
     assert second.certificate_path == first.certificate_path
     assert device.enroll(client).certificate == second.certificate
     assert device.fall_back().certificate == first.certificate
+
+
+def test_a_device_whose_certificate_expired_can_enrol_again_even_in_the_middle_of_a_renewal(client, tmp_path):
+    store = FileKeyStore(tmp_path / "d")
+    first = Device("sn-1", store=store, clock=clock).enroll(client)
+    later = Device("sn-1", store=store, clock=lambda: first.certificate.not_valid_after_utc + timedelta(days=1))
+    later.draft_renewal()
+    with pytest.raises(VerificationFailed, match="expired"):
+        later.enroll(client)  # this server's certificates are of today; that it was asked is what counts
+    assert later.identity.certificate == first.certificate
