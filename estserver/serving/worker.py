@@ -136,7 +136,7 @@ class FrontWorker(Worker):
         """Take a few new connections; when there is no room, leave them in the system's backlog for a moment."""
         for _ in range(ACCEPTS_PER_TURN):
             full = len(self._connections) >= self._connections_max
-            if full and self._deadlines.first(Phase.IDLE) is None:
+            if full and self._spare() is None:
                 return self._pause()
             try:
                 sock, address = self._listener.accept()
@@ -156,10 +156,14 @@ class FrontWorker(Worker):
         self._accept_again_at = time.monotonic() + ACCEPT_PAUSE_SECONDS
 
     def _make_room(self) -> None:
-        """Close the connection that has been idle the longest, if any is."""
-        idle = self._deadlines.first(Phase.IDLE)
-        if idle is not None:
-            self._drop(idle)
+        """Close the connection that is missed the least, if any can be."""
+        spare = self._spare()
+        if spare is not None:
+            self._drop(spare)
+
+    def _spare(self) -> Connection | None:
+        """Find the connection that has been idle the longest, or else lingering the longest."""
+        return self._deadlines.first(Phase.IDLE) or self._deadlines.first(Phase.LINGER)
 
     def _admit(self, sock: socket.socket, address: tuple[str, int]) -> None:
         """Begin the handshake, unless this address has connections enough."""
