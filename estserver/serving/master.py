@@ -47,7 +47,7 @@ def serve(load_app: Callable[[], WsgiApp], options: ServeOptions) -> int:
             _leave(status)
         return status
     finally:
-        front.listener.close()
+        front.close()
     return 0
 
 
@@ -70,6 +70,12 @@ class _Front(BaseApplication):
         os.set_blocking(self._boot, False)
         self._load_app = load_app
         super().__init__()
+
+    def close(self) -> None:
+        """Give socket and pipe back."""
+        self.listener.close()
+        os.close(self.booted)
+        os.close(self._boot)
 
     def load_config(self) -> None:
         for name, value in {
