@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from datetime import datetime
 from typing import Any, Literal
 
-from sqlalchemy import BindParameter, ColumnElement, Connection, Row, Select, and_, or_, select
+from sqlalchemy import BindParameter, ColumnElement, Connection, Row, Select, and_, bindparam, or_, select
 
 from estserver.errors import NotFound
 from estserver.inventory.schema import certificate, device_certificate, device_key, reservation
@@ -74,10 +74,12 @@ def current_by_names(
     return None
 
 
+_PROFILES = select(device_certificate.c.profile).where(device_certificate.c.device == bindparam("device_id"))
+
+
 def profiles_of(connection: Connection, device: DeviceId) -> frozenset[str]:
     """Return the profiles under which a device has had certificates."""
-    query = select(device_certificate.c.profile).where(device_certificate.c.device == device)
-    return frozenset(connection.execute(query).scalars())
+    return frozenset(connection.execute(_PROFILES, {"device_id": device}).scalars())
 
 
 def of_device(connection: Connection, device: DeviceId) -> list[CertificateRecord]:

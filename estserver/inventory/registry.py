@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, Table, delete, insert, or_, select
+from sqlalchemy import Connection, Row, Table, bindparam, delete, insert, or_, select
 
 from estserver.errors import NotFound, StateError
 from estserver.inventory import audit
@@ -62,21 +62,24 @@ def credential_named(connection: Connection, name: str) -> CredentialRecord | No
     return None if row is None else _credential(row)
 
 
+_AUTHENTICABLE = select(credential).where(
+    credential.c.name == bindparam("named"),
+    or_(credential.c.expires_at.is_(None), credential.c.expires_at > bindparam("now")),
+    or_(
+        credential.c.uses.is_(None),
+        credential.c.spent < credential.c.uses,
+        credential.c.last_use_at > bindparam("retry_from"),
+    ),
+)
+
+
 def authenticable(connection: Connection, name: str, now: datetime) -> CredentialRecord | None:
     """Find a credential that may authenticate: not expired, and not spent, or spent so lately that this is a retry.
 
     Whether a spent one pays for this very request is decided when it is reserved.
     """
-    query = select(credential).where(
-        credential.c.name == name,
-        or_(credential.c.expires_at.is_(None), credential.c.expires_at > now),
-        or_(
-            credential.c.uses.is_(None),
-            credential.c.spent < credential.c.uses,
-            credential.c.last_use_at > now - SPENT_CREDENTIAL_GRACE,
-        ),
-    )
-    row = connection.execute(query).one_or_none()
+    values = {"named": name, "now": now, "retry_from": now - SPENT_CREDENTIAL_GRACE}
+    row = connection.execute(_AUTHENTICABLE, values).one_or_none()
     return None if row is None else _credential(row)
 
 
