@@ -72,6 +72,11 @@ class IssuingCa:
         return self._parsed.not_valid_after_utc
 
     @property
+    def not_before(self) -> datetime:
+        """No clock that is right is earlier than this."""
+        return self._parsed.not_valid_before_utc
+
+    @property
     def name(self) -> str:
         """The CA's subject, for people (RFC 4514)."""
         return self._parsed.subject.rfc4514_string()

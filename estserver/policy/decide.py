@@ -9,6 +9,7 @@ Rules, all checked before anything is refused:
    stay, whatever the profile says by now.
 5. Of the requested extensions only key usages count, as wishes within what the profile sets: never inverted, never
    widened (RFC 5272 §3.1). CA:TRUE and unknown critical extensions are refused, the rest is dropped.
+6. ChangeSubjectName is refused, since names that were asked for must not be passed over (RFC 7030 §4.2.1).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import Literal
 from cryptography import x509
 from cryptography.x509.oid import ExtensionOID
 
+from estserver.asn1 import OID_CHANGE_SUBJECT_NAME
 from estserver.csr import KEY_USAGE_BITS
 from estserver.errors import NotAuthorized, PolicyRefused
 from estserver.model import (
@@ -113,13 +115,17 @@ def _violations(profile: Profile, ask: Ask, device: DeviceId | None) -> Iterator
         yield from _subject(profile, ask, device)
         yield from _san(profile, ask, device)
     yield from _extensions(profile, ask.csr)
+    if OID_CHANGE_SUBJECT_NAME in ask.csr.attributes:
+        yield Violation("ChangeSubjectName is not supported: put the names to certify into subject and SAN")
 
 
 def _identity(profile: Profile, ask: Ask, device: DeviceId | None) -> Iterator[Violation]:
-    identity = ask.identity
-    if identity.kind not in profile.requesters:
+    identity, own = ask.identity, ask.identity.certificate
+    renews_itself = own is not None and ask.previous is not None and ask.previous.serial == own.serial
+    kind = IdentityKind.CERTIFICATE if renews_itself else identity.kind  # a station's own renewal is like any other
+    if kind not in profile.requesters:
         allowed = ", ".join(profile.requesters)
-        yield Violation(f"profile {profile.name} is given to: {allowed}; this is a {identity.kind}", authority=True)
+        yield Violation(f"profile {profile.name} is given to: {allowed}; this is a {kind}", authority=True)
     if identity.labels is not None and ask.label not in identity.labels:
         yield Violation(f"{identity} may not use the label {ask.label or '(none)'!r}", authority=True)
     if device is None:
@@ -127,7 +133,6 @@ def _identity(profile: Profile, ask: Ask, device: DeviceId | None) -> Iterator[V
         yield Violation(f"the subject must carry one device id (lower case, at most 64 characters) as {where}")
     elif not names.any_device(identity.devices, device):
         yield Violation(f"{identity} may not name the device {device}", authority=True)
-    own = identity.certificate
     if own is not None and device == own.device and own.profile != profile.name:
         yield Violation(f"a certificate of profile {own.profile} does not open profile {profile.name}", authority=True)
 
