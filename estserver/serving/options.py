@@ -15,6 +15,10 @@ def _no_announcement(_host: str, _port: int) -> None:
     """Tell nobody that the server is ready."""
 
 
+def _nothing_to_check() -> None:
+    """Let every reload happen."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServeOptions:
     """How to serve: where, as whom, for how long to wait, and how much to take.
@@ -38,6 +42,7 @@ class ServeOptions:
         connections_per_address_max: open connections in one worker from one address; None for no limit.
         graceful_seconds: how long a stopping worker lets requests in flight finish.
         on_ready: called once, in the master, with the address and port, when every worker serves.
+        before_reload: called in the master on SIGHUP; by raising CannotServe it keeps everything as it was.
         log: where errors and lifecycle lines go.
     """
 
@@ -59,4 +64,5 @@ class ServeOptions:
     connections_per_address_max: int | None = None
     graceful_seconds: float = 30.0
     on_ready: Callable[[str, int], None] = _no_announcement
+    before_reload: Callable[[], None] = _nothing_to_check
     log: logging.Logger = field(default_factory=lambda: logging.getLogger("estserver.serving"))

@@ -47,6 +47,11 @@ def load_app():
     return app
 
 
+def _forbidden(sign: Path) -> None:
+    if sign.exists():
+        raise CannotServe("the application's own files are wrong")
+
+
 def main() -> int:
     """Serve in the directory and with the options given."""
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(message)s")
@@ -59,6 +64,7 @@ def main() -> int:
         "private_key": directory / "server.key",
         "passphrase": passphrase and passphrase.encode,
         "on_ready": lambda host, port: print("ready", host, port, flush=True),
+        "before_reload": lambda: _forbidden(directory / "no-reload"),
     } | given
     try:
         return serve(load_app, ServeOptions(**options))

@@ -334,6 +334,11 @@ def test_sighup_takes_a_new_certificate_and_refuses_a_broken_one(tmp_path):
         server.signal(signal.SIGHUP)
         until(lambda: "not reloaded: cannot load the key" in server.stderr)
         assert _certificate(server) == renewed.der
+        renewed.write(tmp_path, "server")
+        (tmp_path / "no-reload").touch()
+        server.signal(signal.SIGHUP)
+        until(lambda: "not reloaded: the application's own files are wrong" in server.stderr)
+        assert server.get()
 
 
 def _refused(server):
