@@ -53,7 +53,6 @@ def enrollment_of(
     """
     profiles = load_profiles(settings.path(PROFILES))
     cas = {name: load_ca(settings, section) for name, section in settings.cas.items()}
-    _check_clock(cas, clock())
     labels = {"": settings.default_label, **settings.labels}
     doors = {label: _door(label, section, profiles, cas) for label, section in labels.items()}
     own = cas[settings.default_label.ca]
@@ -64,16 +63,6 @@ def enrollment_of(
         implicit_trust=settings.implicit_trust,
     )
     return Enrollment(doors, authenticator, inventory, clock=clock, random=random)
-
-
-def _check_clock(cas: Mapping[str, IssuingCa], now: datetime) -> None:
-    for name, ca in cas.items():
-        if not ca.not_before <= now <= ca.not_after:
-            raise ConfigError(
-                f"this machine's clock says {now:%Y-%m-%d %H:%M} UTC, and the CA {name} is valid from "
-                f"{ca.not_before:%Y-%m-%d} to {ca.not_after:%Y-%m-%d}",
-                advice="set the clock; if it is right, this CA's time is over",
-            )
 
 
 def _door(

@@ -19,6 +19,7 @@ from estserver import asn1, binding, csr, events
 from estserver.ca import SERIAL_BYTES, IssuingCa, serial_from
 from estserver.errors import (
     CapacityError,
+    ConfigError,
     EstError,
     InternalError,
     KeyReused,
@@ -98,6 +99,21 @@ class Enrollment:
         self._inventory = inventory
         self._clock = clock
         self._random = random
+
+    def check_clock(self) -> None:
+        """Refuse to work by a clock that is outside the life of a CA.
+
+        Raises:
+            ConfigError: with what the clock says and what it could say.
+        """
+        now = self._clock()
+        for ca in {door.ca for door in self._doors.values()}:
+            if not ca.not_before <= now <= ca.not_after:
+                raise ConfigError(
+                    f"this machine's clock says {now:%Y-%m-%d %H:%M} UTC, and {ca.name} is valid from "
+                    f"{ca.not_before:%Y-%m-%d} to {ca.not_after:%Y-%m-%d}",
+                    advice="set the clock; if it is right, this CA's time is over",
+                )
 
     def ca_certificates(self, label: str) -> tuple[Der, ...]:
         """Return the hierarchy behind a label, for `/cacerts` (RFC 7030 §4.1.3).

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +15,7 @@ import click
 
 from estserver.cli.common import home_option, now
 from estserver.config import Settings, load_settings
-from estserver.errors import ConfigError
+from estserver.errors import ConfigError, EstError
 
 if TYPE_CHECKING:
     from estserver.serving.options import ServeOptions, WsgiApp
@@ -37,7 +39,7 @@ def serve(home: Path, listen: str | None, workers: int | None) -> None:
 
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     settings = load_settings(home)
-    options = _options(settings, listen or settings.server.listen, workers or settings.server.workers)
+    options = _options(settings, home, listen or settings.server.listen, workers or settings.server.workers)
     _look_first(settings)
     try:
         status = serve(partial(_load_app, home), options)
@@ -51,7 +53,7 @@ def _look_first(settings: Settings) -> None:
     from estserver.assembly import enrollment_of, inventory_of  # noqa: PLC0415 - slow imports
 
     with inventory_of(settings) as inventory:
-        enrollment_of(settings, inventory, clock=now, random=os.urandom)
+        enrollment_of(settings, inventory, clock=now, random=os.urandom).check_clock()
         for left in inventory.leftovers_void(now()):
             _log.warning("void: serial %x was reserved for %s and never recorded", left.serial, left.device)
 
@@ -61,17 +63,39 @@ def _load_app(home: Path) -> WsgiApp:
     from estserver.assembly import inventory_of  # noqa: PLC0415 - slow imports
     from estserver.web import create_app  # noqa: PLC0415 - slow imports
 
-    settings = load_settings(home)
-    inventory = inventory_of(settings)
+    with _serving_errors():
+        settings = load_settings(home)
+        inventory = inventory_of(settings)
+        app: WsgiApp = create_app(settings, inventory=inventory, clock=now)
     if settings.mqtt.broker:
         from estserver.announce import start_announcer  # noqa: PLC0415 - paho, only where there is a broker
 
         start_announcer(settings, inventory_of(settings), clock=now)
-    app: WsgiApp = create_app(settings, inventory=inventory, clock=now)
     return app
 
 
-def _options(settings: Settings, listen: str, workers: int) -> ServeOptions:
+def _look_again(home: Path) -> None:
+    """Check the home before a reload: what is wrong now leaves the server as it was."""
+    from estserver.assembly import enrollment_of, inventory_of  # noqa: PLC0415 - slow imports
+
+    with _serving_errors():
+        settings = load_settings(home)
+        with inventory_of(settings) as inventory:
+            enrollment_of(settings, inventory, clock=now, random=os.urandom)
+
+
+@contextmanager
+def _serving_errors() -> Iterator[None]:
+    """Say what is wrong with a home in the words of the front, which ends or goes on in one line."""
+    from estserver.serving import CannotServe  # noqa: PLC0415 - slow imports
+
+    try:
+        yield
+    except EstError as error:
+        raise CannotServe("; ".join(error.reasons)) from None
+
+
+def _options(settings: Settings, home: Path, listen: str, workers: int) -> ServeOptions:
     from estserver.serving import ServeOptions  # noqa: PLC0415 - slow imports
 
     host, _, port = listen.rpartition(":")
@@ -94,6 +118,7 @@ def _options(settings: Settings, listen: str, workers: int) -> ServeOptions:
         connections_per_address_max=server.connections_per_address_max or None,
         graceful_seconds=server.graceful_deadline.total_seconds(),
         on_ready=_say_ready,
+        before_reload=partial(_look_again, home),
     )
 
 
