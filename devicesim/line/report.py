@@ -118,7 +118,7 @@ def make_report(ledger: Ledger, batch_id: str, *, now: datetime) -> Report:
 
 
 def exit_code(report: Report, stopped_by: Failure | None) -> int:
-    """Return what a run ends with: the truth about this batch, the gravest first."""
+    """Return what a run ends with: the truth about the batch and about what is owed, the gravest first."""
     if stopped_by is not None:
         return stopped_by.code.exit_code
     if report.result.failed:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Protocol
 
-from devicesim.errors import ClockUntrustworthy, DeviceSimError, StorageError
+from devicesim.errors import ClockUntrustworthy, DeviceSimError, StorageError, Unreachable
 from devicesim.line.batch import Batch, ByStation, Unit
 from devicesim.line.birth import Midwife
 from devicesim.line.ledger import Ledger
@@ -78,9 +78,10 @@ class Line:
         progress.begin(len(batch.units), len(to_do))
         if not to_do:
             return None
-        check = ClockCheck(self.settings.clock.floor, self.settings.clock.max_skew.total_seconds(), None, 0.0)
-        if any(not rows[unit.device_id].passed for unit in to_do):
-            check = self._check_clock()
+        try:
+            check = self._check_clock(enrols=any(not rows[unit.device_id].passed for unit in to_do))
+        except Unreachable as error:
+            return failure_of(error, State.PLANNED)
         run = _Run(self, deque(to_do), check, progress)
         count = min(slots, len(to_do))
         with ThreadPoolExecutor(count, thread_name_prefix="slot") as pool:
@@ -92,10 +93,10 @@ class Line:
     def _is_open(self, row: UnitRow) -> bool:
         return not row.passed or (row.birth == "pending" and self.midwife is not None)
 
-    def _check_clock(self) -> ClockCheck:
-        """Ask the EST server for its time, which also shows that it is there."""
+    def _check_clock(self, *, enrols: bool) -> ClockCheck:
+        """Ask the EST server for its time, which also shows that it is there; only births need no server."""
         clock = self.settings.clock
-        server_at = patiently(self.settings.est, self.world, self.server_time)
+        server_at = patiently(self.settings.est, self.world, self.server_time) if enrols else None
         check = ClockCheck(clock.floor, clock.max_skew.total_seconds(), server_at, self.world.ticks())
         check.check(self.world.clock(), self.world.ticks())
         return check

@@ -176,7 +176,13 @@ def template(
     """Write a commented `line.toml`. Values are quoted as TOML basic strings."""
     quoted = {name: _quote(value) for name, value in locals().items() if isinstance(value, str)}
     text = _TEMPLATE.format_map(quoted)
-    return text + (_MQTT.format_map(quoted) if mqtt else _NO_MQTT)
+    return _aligned(text + (_MQTT.format_map(quoted) if mqtt else _NO_MQTT))
+
+
+def _aligned(text: str) -> str:
+    """Let all remarks begin in one column, as far as the values leave room."""
+    parts = [line.rsplit("  # ", 1) for line in text.splitlines()]
+    return "".join(f"{part[0].rstrip():<38}  # {part[1]}\n" if len(part) == 2 else f"{part[0]}\n" for part in parts)
 
 
 def _quote(text: str) -> str:

@@ -6,15 +6,17 @@ import json
 import sqlite3
 from collections import deque
 from contextlib import closing
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
 
 from devicesim.csr import CsrDraft
 from devicesim.device import Device
-from devicesim.errors import ClockUntrustworthy, Conflict
+from devicesim.errors import ClockUntrustworthy, Conflict, StorageError, Unreachable
 from devicesim.keystore import FileKeyStore
 from devicesim.line.batch import ByIdevid, ByOneTimePassword
+from devicesim.line.ledger import Ledger
 from devicesim.line.report import exit_code, make_report, write_report
 from devicesim.line.states import FailureCode, State
 from devicesim.line.terminal import report_text
@@ -22,7 +24,7 @@ from devicesim.mqtt import outbox
 from devicesim.mqtt.events import verify_event
 from devicesim.mqtt.topics import EventType, parse_topic
 from devicesim.mqtt.verdict import problems
-from tests.line_support import PaperLine, der
+from tests.line_support import PaperLine, Watching, der
 
 
 @pytest.fixture
@@ -215,3 +217,52 @@ def test_the_report_file_is_private_and_whole(paper, tmp_path):
     assert read["steps_ms"]["enrolled"]["count"] == 2
     assert read["announcements_owed"] == 2
     assert exit_code(report, None) == 9
+
+
+def test_a_full_disk_stops_the_line_and_loses_nothing(paper):
+    class Full(Ledger):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            pages = self._conn.execute("PRAGMA page_count").fetchone()[0]
+            self._conn.execute(f"PRAGMA max_page_count = {pages + 2}")
+
+    batch = paper.batch(8)
+    with paper.session() as (line, ledger):
+        ledger.open_batch(batch)
+    with pytest.raises(StorageError) as caught, paper.session(Full) as (line, _):
+        line.run(batch, slots=2, progress=Watching())
+    assert caught.value.exit_code == 12
+    watching, _ = paper.run(batch)
+    assert {outcome for _, outcome in watching.ends} == {"pass"}
+    assert {len(keys) for keys in paper.est.holders.values()} == {1}
+    assert len(announcements(paper)) == 8
+
+
+def test_a_server_that_is_away_from_the_start_leaves_every_unit_waiting(paper):
+    def away() -> None:
+        raise Unreachable("nobody answers")
+
+    batch = paper.batch(2)
+    with paper.session() as (line, ledger):
+        stopped = replace(line, server_time=away).run(batch, slots=1, progress=Watching())
+        assert stopped is not None
+        assert stopped.code is FailureCode.EST_NET
+        assert [row.attempts for row in ledger.units(batch.id)] == [0, 0]
+
+
+def test_a_unit_under_way_is_left_between_two_steps(paper):
+    batch = paper.batch(2)
+    with paper.session() as (line, ledger):
+        take = paper.est.take
+
+        def take_and_stop(*args):
+            line.stop.set()
+            return take(*args)
+
+        paper.est.take = take_and_stop
+        assert line.run(batch, slots=1, progress=Watching()) is None
+        assert [row.state for row in ledger.units(batch.id)] == [State.ENROLLED, State.PLANNED]
+    paper.est.take = take
+    watching, _ = paper.run(batch)
+    assert watching.ends == [("sn-0001", "pass"), ("sn-0002", "pass")]
+    assert len(paper.est.asked) == 2
