@@ -11,9 +11,11 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Callable, Sequence
 from datetime import datetime
+from typing import cast
 
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from estserver.errors import ConfigError, InternalError
@@ -93,7 +95,7 @@ class IssuingCa:
             InternalError: what came out is not what was granted; it must not leave.
         """
         grant = reservation.grant
-        public_key = serialization.load_der_public_key(grant.csr.spki)
+        public_key = _public_key(grant.csr.spki)
         builder = (
             x509.CertificateBuilder()
             .serial_number(reservation.serial)
@@ -101,8 +103,8 @@ class IssuingCa:
             .subject_name(write_name(grant.subject))
             .not_valid_before(grant.not_before)
             .not_valid_after(grant.not_after)
-            .public_key(public_key)  # type: ignore[arg-type]  # csr.key_facts let only certifiable keys through
-            .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)  # type: ignore[arg-type]
+            .public_key(public_key)
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
             .add_extension(self._authority_key, critical=False)
         )
         if grant.san:
@@ -140,6 +142,10 @@ def write_san(names: Sequence[GeneralName]) -> x509.SubjectAlternativeName:
     return x509.SubjectAlternativeName([_SAN_WRITERS[name.kind](name.value) for name in names])
 
 
+def _public_key(spki: Der) -> CertificatePublicKeyTypes:
+    return cast("CertificatePublicKeyTypes", serialization.load_der_public_key(spki))
+
+
 def _raw(extension: Extension) -> x509.UnrecognizedExtension:
     return x509.UnrecognizedExtension(x509.ObjectIdentifier(extension.oid), extension.value)
 
@@ -173,16 +179,16 @@ def make_ca_certificate(
     issuer: tuple[x509.Certificate, Signer] | Signer,
 ) -> Der:
     """Make a root (issuer is its own signer) or an issuing CA below one (RFC 5280 §4.2.1.9: pathLen 0)."""
-    key = serialization.load_der_public_key(spki)
+    key = _public_key(spki)
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, subject)])
-    ski = x509.SubjectKeyIdentifier.from_public_key(key)  # type: ignore[arg-type]
+    ski = x509.SubjectKeyIdentifier.from_public_key(key)
     builder = (
         x509.CertificateBuilder()
         .serial_number(serial)
         .subject_name(name)
         .not_valid_before(not_before)
         .not_valid_after(not_after)
-        .public_key(key)  # type: ignore[arg-type]
+        .public_key(key)
         .add_extension(_CA_USAGE, critical=True)
         .add_extension(ski, critical=False)
     )

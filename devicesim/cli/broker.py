@@ -91,7 +91,7 @@ def _run_mosquitto(settings: BrokerSettings) -> None:
 
 def _run_embedded(settings: BrokerSettings) -> None:
     try:
-        from devicesim.mqtt import embedded  # noqa: PLC0415 - amqtt is an extra
+        from devicesim.mqtt import embedded
     except ImportError as fault:
         raise UsageProblem(
             "the embedded broker is not installed", advice="pip install 'estline[demo]', or install mosquitto"

@@ -83,7 +83,7 @@ def open_inventory(home: Path, settings: Settings | None = None) -> Inventory:
     Raises:
         ConfigError: no home there, or a database this program cannot use.
     """
-    from estserver.assembly import inventory_of  # noqa: PLC0415 - SQLAlchemy is slow to import; --help need not pay
+    from estserver.assembly import inventory_of
 
     return inventory_of(settings or load_settings(home))
 

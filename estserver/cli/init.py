@@ -38,7 +38,7 @@ def init(
     \b
     estserver init certs --name Acme --host est.acme.example --root-key-out /media/usb
     """
-    from estserver.home import Plan, found  # noqa: PLC0415 - slow imports, not needed for --help
+    from estserver.home import Plan, found
 
     plan = Plan(
         home=home,

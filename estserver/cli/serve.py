@@ -35,7 +35,7 @@ def serve(home: Path, listen: str | None, workers: int | None) -> None:
     \b
     estserver serve --home certs --listen 0.0.0.0:8443
     """
-    from estserver.serving import CannotServe, serve  # noqa: PLC0415 - slow imports, not needed for --help
+    from estserver.serving import CannotServe, serve
 
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     settings = load_settings(home)
@@ -50,7 +50,7 @@ def serve(home: Path, listen: str | None, workers: int | None) -> None:
 
 def _look_first(settings: Settings) -> None:
     """Check the whole home before anything is served, and settle what an earlier run left open."""
-    from estserver.assembly import enrollment_of, inventory_of  # noqa: PLC0415 - slow imports
+    from estserver.assembly import enrollment_of, inventory_of
 
     with inventory_of(settings) as inventory:
         enrollment_of(settings, inventory, clock=now, random=os.urandom).check_clock()
@@ -60,15 +60,15 @@ def _look_first(settings: Settings) -> None:
 
 def _load_app(home: Path) -> WsgiApp:
     """Make the application, once in each worker."""
-    from estserver.assembly import inventory_of  # noqa: PLC0415 - slow imports
-    from estserver.web import create_app  # noqa: PLC0415 - slow imports
+    from estserver.assembly import inventory_of
+    from estserver.web import create_app
 
     with _serving_errors():
         settings = load_settings(home)
         inventory = inventory_of(settings)
         app: WsgiApp = create_app(settings, inventory=inventory, clock=now)
     if settings.mqtt.broker:
-        from estserver.announce import start_announcer  # noqa: PLC0415 - paho, only where there is a broker
+        from estserver.announce import start_announcer
 
         start_announcer(settings, inventory_of(settings), clock=now)
     return app
@@ -76,7 +76,7 @@ def _load_app(home: Path) -> WsgiApp:
 
 def _look_again(home: Path) -> None:
     """Check the home before a reload: what is wrong now leaves the server as it was."""
-    from estserver.assembly import enrollment_of, inventory_of  # noqa: PLC0415 - slow imports
+    from estserver.assembly import enrollment_of, inventory_of
 
     with _serving_errors():
         settings = load_settings(home)
@@ -87,7 +87,7 @@ def _look_again(home: Path) -> None:
 @contextmanager
 def _serving_errors() -> Iterator[None]:
     """Say what is wrong with a home in the words of the front, which ends or goes on in one line."""
-    from estserver.serving import CannotServe  # noqa: PLC0415 - slow imports
+    from estserver.serving import CannotServe
 
     try:
         yield
@@ -96,7 +96,7 @@ def _serving_errors() -> Iterator[None]:
 
 
 def _options(settings: Settings, home: Path, listen: str, workers: int) -> ServeOptions:
-    from estserver.serving import ServeOptions  # noqa: PLC0415 - slow imports
+    from estserver.serving import ServeOptions
 
     host, _, port = listen.rpartition(":")
     server = settings.server
