@@ -160,10 +160,17 @@ def run(batch_file: Path, config: Path, slots: int | None, as_json: bool) -> int
     stop = threading.Event()
     world = World(now, time.monotonic, stop.wait, random.SystemRandom().random, secrets.token_bytes)
     with open_ledger(settings, world) as ledger, ledger.exclusive(), _stopping_on_signals(stop, caught):
-        with _progress() as progress, announcing(settings, ledger, world):
+        with _progress() as progress, announcing(settings, ledger, world) as voice:
             ready = open_line(station, ledger, world, stop)
             stopped_by = ready.run(batch, slots=slots or settings.site.slots, progress=progress)
+        _warn("announcements", voice.reason if voice else None)
+        _warn("births", ready.midwife.reason if ready.midwife else None)
         return _finish(ledger, settings, batch, stopped_by, caught, as_json=as_json)
+
+
+def _warn(what: str, reason: str | None) -> None:
+    if reason is not None:
+        click.echo(f"warning: {what} wait: {reason}", err=True)
 
 
 def _progress() -> BarProgress | PlainProgress:

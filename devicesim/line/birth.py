@@ -29,7 +29,7 @@ GIVE_UP_AFTER = 2
 
 @dataclass
 class Midwife:
-    """Sees to the births of one run; `failures` counts those in a row that did not succeed."""
+    """Sees to the births of one run; `failures` counts those in a row that did not succeed, `reason` says why."""
 
     settings: Settings
     mqtt: Mqtt
@@ -37,23 +37,25 @@ class Midwife:
     clock: Callable[[], datetime]
     randomness: Callable[[int], bytes]
     failures: int = 0
+    reason: str | None = None
 
     def attend(self, unit: UnitRow) -> None:
         """Let the device announce its birth; whatever goes wrong leaves it pending."""
         if self.failures >= GIVE_UP_AFTER:
             return
         try:
-            said = self._birth(unit)
-        except DeviceSimError:
-            said = False
-        if said:
+            self.reason = self._birth(unit)
+        except DeviceSimError as error:
+            self.reason = error.line
+        if self.reason is None:
             self.ledger.mark_birth(unit.device_id)
-        self.failures = 0 if said else self.failures + 1
+        self.failures = 0 if self.reason is None else self.failures + 1
 
-    def _birth(self, unit: UnitRow) -> bool:
+    def _birth(self, unit: UnitRow) -> str | None:
+        """Connect as the device and say it; return why the broker does not have it, or None."""
         identity = open_device(self.settings, unit.device_id, self.clock)[0].identity
         if identity is None:
-            return False
+            return f"{unit.device_id} has no identity in its store"
         source = device_source(unit.device_id)
         facts = self.ledger.birth_event(unit.device_id, new_ulid(self.clock(), self.randomness), source)
         event = Event(
@@ -65,13 +67,14 @@ class Midwife:
             data=_data(unit, identity),
             sequence=sequence_text(facts.sequence),
         )
-        return announce_birth(
+        said = announce_birth(
             self._mqtt_identity(identity),
             BrokerUrl.parse(self.mqtt.url),
             session=facts.session,
             event=event,
             domain=self.mqtt.domain,
-        ).done
+        )
+        return None if said.done else said.reason or "the broker did not take it"
 
     def _mqtt_identity(self, identity: DeviceIdentity) -> MqttIdentity:
         trust = self.mqtt.trust or identity.trust_path

@@ -203,6 +203,9 @@ def test_a_broker_that_is_down_costs_nothing_but_time(floor):
     assert report["yield"]["passed"] == 3
     assert report["announcements_owed"] == 3
     assert report["births_pending"] == 3
+    told = floor.line("run", str(batch)).stderr
+    assert "warning: announcements wait: " in told
+    assert "warning: births wait: " in told
     before = floor.events()
 
     floor.config.write_text(floor.config.read_text().replace('drain = "1s"', 'drain = "20s"'))
