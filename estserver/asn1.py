@@ -21,12 +21,14 @@ from estserver.errors import MalformedRequest
 from estserver.model import Der, NameAttribute
 
 OID_EXTENSION_REQUEST = "1.2.840.113549.1.9.14"
+OID_EXTENSION_REQUEST_MS = "1.3.6.1.4.1.311.2.1.14"
 OID_CHALLENGE_PASSWORD = "1.2.840.113549.1.9.7"  # noqa: S105 - an object identifier
 OID_CHANGE_SUBJECT_NAME = "1.3.6.1.5.5.7.7.36"
 OID_CSR_TEMPLATE = "1.2.840.113549.1.9.16.2.61"
 OID_SAN = "2.5.29.17"
 
 _SEQUENCE, _SET, _INTEGER, _OID, _CONTEXT_0 = 0x30, 0x31, 0x02, 0x06, 0xA0
+_OID_MAX_BYTES = 64
 _STRING_CODECS = {0x0C: "utf-8", 0x13: "ascii", 0x14: "latin-1", 0x16: "ascii", 0x1E: "utf-16-be"}
 _PEM = re.compile(rb"\A\s*-----BEGIN [A-Z ]+-----\s(.*?)-----END [A-Z ]+-----\s*\Z", re.DOTALL)
 _WHITE_SPACE = bytes.maketrans(b"", b""), b" \t\r\n"
@@ -173,6 +175,8 @@ def _attribute(tlv: Tlv) -> tuple[str, tuple[Tlv, ...]]:
 
 def dotted(oid_octets: bytes) -> str:
     """Write an encoded OBJECT IDENTIFIER with dots."""
+    if len(oid_octets) > _OID_MAX_BYTES:
+        raise MalformedRequest("an object identifier is too long")
     try:
         return str(core.ObjectIdentifier.load(oid_octets).dotted)
     except (ValueError, TypeError, IndexError):

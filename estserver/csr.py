@@ -36,6 +36,7 @@ KEY_USAGE_BITS = (
     *("key_cert_sign", "crl_sign", "encipher_only", "decipher_only"),
 )
 """The bits of keyUsage in their order (RFC 5280 §4.2.1.3); the last two mean something beside key_agreement only."""
+_EXTENSION_REQUESTS = (asn1.OID_EXTENSION_REQUEST, asn1.OID_EXTENSION_REQUEST_MS)  # cryptography reads either
 SIGNATURE_HASHES = frozenset({"SHA256", "SHA384", "SHA512"})
 
 _CURVES = {"secp256r1": "P-256", "secp384r1": "P-384", "secp521r1": "P-521"}
@@ -48,6 +49,14 @@ _PLAIN_KEYS: tuple[tuple[type, KeyFacts], ...] = (
 )
 _SMALL_PRIMES = math.prod(p for p in range(3, 752) if all(p % q for q in range(2, math.isqrt(p) + 1)))
 _FERMAT_ROUNDS = 110  # finds factors closer than any sound generator makes them
+_DNS_LABEL = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
+_DNS = rf"(?:{_DNS_LABEL}\.)*{_DNS_LABEL}"
+_FORMS = {
+    "dns": re.compile(rf"(?=.{{1,253}}\Z)(?!(?:[0-9]+\.){{3}}[0-9]+\Z)(?:\*\.)?{_DNS}"),
+    "uri": re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:[A-Za-z0-9._~:/?#\[\]@!$&'()*+,;=%-]+"),
+    "email": re.compile(rf"[A-Za-z0-9.!#$%&'*+/=?^_`{{|}}~-]{{1,64}}@{_DNS}", re.IGNORECASE | re.ASCII),
+}
+"""What a name of each kind looks like (RFC 5280 §4.2.1.6): a DNS name has no final dot and is no IP address."""
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ufeff]")
 
 
@@ -82,7 +91,7 @@ def parse(der: Der) -> Csr:
         ca=wishes.ca,
         binding=_binding(parts),
         attributes=tuple(
-            oid for oid, _ in parts.attributes if oid not in (asn1.OID_EXTENSION_REQUEST, asn1.OID_CHALLENGE_PASSWORD)
+            oid for oid, _ in parts.attributes if oid not in (*_EXTENSION_REQUESTS, asn1.OID_CHALLENGE_PASSWORD)
         ),
     )
 
@@ -180,14 +189,14 @@ class _Wishes:
 
 
 def _wishes(request: x509.CertificateSigningRequest, parts: asn1.RequestParts) -> _Wishes:
-    found = [values for oid, values in parts.attributes if oid == asn1.OID_EXTENSION_REQUEST]
+    found = [values for oid, values in parts.attributes if oid in _EXTENSION_REQUESTS]
     if not found:
         return _Wishes()
     if len(found) > 1 or len(found[0]) != 1:
         raise MalformedRequest("more than one extensionRequest attribute (RFC 2985 §5.4.2)")
     try:
         asked = list(request.extensions)
-    except (ValueError, TypeError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as error:
+    except (ValueError, TypeError, KeyError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as error:
         raise MalformedRequest(f"the requested extensions cannot be read: {_first_line(error)}") from None
     wishes = _Wishes(
         extensions=tuple(
@@ -219,7 +228,7 @@ def general_names(names: x509.SubjectAlternativeName) -> tuple[GeneralName, ...]
     """Read subject alternative names as a sorted set of text values.
 
     Raises:
-        MalformedRequest: too many, or one with control characters.
+        MalformedRequest: too many, or one that is not well-formed.
     """
     if len(names) > NAMES_MAX:
         raise MalformedRequest(f"{len(names)} subject alternative names; at most {NAMES_MAX} are taken")
@@ -227,6 +236,8 @@ def general_names(names: x509.SubjectAlternativeName) -> tuple[GeneralName, ...]
     for name in result:
         if len(name.value) > NAME_MAX_CHARS or _CONTROL.search(name.value):
             raise MalformedRequest(f"a subject alternative name ({name.kind}) is too long or has control characters")
+        if name.kind in _FORMS and not _FORMS[name.kind].fullmatch(name.value):
+            raise MalformedRequest(f"the subject alternative name {name.kind}:{name.value!a} is not well-formed")
     return tuple(sorted(result))
 
 
@@ -238,7 +249,7 @@ def _general_name(name: x509.GeneralName) -> GeneralName:
 
 
 _NAME_READERS: tuple[tuple[type[x509.GeneralName], Callable[[Any], GeneralName]], ...] = (
-    (x509.DNSName, lambda name: GeneralName("dns", name.value.lower())),
+    (x509.DNSName, lambda name: GeneralName("dns", name.value.lower() if name.value.isascii() else name.value)),
     (x509.IPAddress, lambda name: GeneralName("ip", str(name.value))),
     (x509.UniformResourceIdentifier, lambda name: GeneralName("uri", name.value)),
     (x509.RFC822Name, lambda name: GeneralName("email", name.value)),

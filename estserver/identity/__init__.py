@@ -117,14 +117,11 @@ class Authenticator:
         if problems or record is None:
             code = "revoked" if record is not None and record.revoked_at is not None else "bad-certificate"
             raise NotAuthorized(*problems, code=code)
-        names = tuple(f"{name.kind}:{name.value}" for name in record.san)
         station = self._station(record, path.leaf)
         if station is not None:
             devices = (*station.devices, record.device)
-            return Identity(
-                IdentityKind.STATION, station.name, devices, names, certificate=record, may_assert_binding=True
-            )
-        return Identity(IdentityKind.CERTIFICATE, record.device, (record.device,), names, certificate=record)
+            return Identity(IdentityKind.STATION, station.name, devices, certificate=record, may_assert_binding=True)
+        return Identity(IdentityKind.CERTIFICATE, record.device, (record.device,), certificate=record)
 
     def _station(self, record: CertificateRecord, leaf: x509.Certificate) -> StationRecord | None:
         """Find the station of a certificate; it takes both the purpose in it and an entry by the operator."""

@@ -183,12 +183,11 @@ def _subject(profile: Profile, ask: Ask, device: DeviceId) -> Iterator[Violation
         if name in seen:
             yield Violation(f"the subject has {name} twice")
         seen.add(name)
-        if not any(
-            names.matches("text", value.replace("{device}", device), attribute.value.lower()) for value in rule.values
-        ):
+        if not any(names.matches("text", value.replace("{device}", device), attribute.value) for value in rule.values):
             yield Violation(f"{name} {attribute.value!r} does not fit {_patterns(rule, device)}")
-        if len(attribute.value) > ATTRIBUTE_MAX_CHARS:
-            yield Violation(f"{name} is longer than {ATTRIBUTE_MAX_CHARS} characters (RFC 5280 appendix A)")
+        low, high = (2, 2) if name == "country" else (1, ATTRIBUTE_MAX_CHARS)
+        if not low <= len(attribute.value) <= high:
+            yield Violation(f"{name} has {len(attribute.value)} characters; {low} to {high} fit (RFC 5280 appendix A)")
         if name in _PRINTABLE and not names.is_printable_string(attribute.value):
             yield Violation(f"{name} {attribute.value!r} has characters that a PrintableString cannot hold")
     yield from (
@@ -215,9 +214,12 @@ def _san(profile: Profile, ask: Ask, device: DeviceId) -> Iterator[Violation]:
 
 
 def _san_allowed(rule: NameRule, name: GeneralName, identity: Identity, device: DeviceId) -> bool:
-    own = identity.names if rule.identity else ()
+    own = identity.certificate
+    if rule.identity and own is not None and own.device == device and name in own.san:
+        return True
+    given = identity.names if rule.identity else ()
     patterns = [f"{name.kind}:{value.replace('{device}', device)}" for value in rule.values]
-    return any(names.name_matches(pattern, name) for pattern in (*patterns, *own))
+    return any(names.name_matches(pattern, name) for pattern in (*patterns, *given))
 
 
 def _patterns(rule: NameRule, device: DeviceId) -> str:

@@ -1,9 +1,10 @@
-"""Which names there are and how a pattern speaks of them.
+r"""Which names there are and how a pattern speaks of them.
 
 Rules:
 - A device id is lower case letters, digits, `.`, `_` and `-`, at most 64 of them, so that
   it is at once a common name (RFC 5280 ub-common-name), one MQTT topic level and a file name.
-- `*` in a pattern stays inside one level: no dot in a DNS name, no slash in a URI, anything in a device id.
+- `*` in a pattern stays inside one level: no dot in a DNS name, no `/ ? # @ \` in a URI, anything in a device id.
+- A pattern never grants a name with a wildcard in it, and costs no more than the square of the name's length.
 - Names are compared as RFC 5280 §7.1 wants: without case and without repeated spaces, string types ignored.
 """
 
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from functools import lru_cache
 
 from estserver.model import DeviceId, GeneralName, NameAttribute
@@ -32,13 +33,13 @@ OIDS = {
 }
 NAMES = {oid: name for name, oid in OIDS.items()}
 
-_LEVEL = {"device": ".", "dns": "[^.]", "uri": "[^/]", "text": "."}
+_LEVEL = {"device": ".", "dns": "[^.]", "uri": r"[^/?#@\\]", "text": "."}
 
 
 def device_id(text: str) -> DeviceId | None:
     """Read a device id from a name, in any case; None when it does not have the form of one."""
-    text = text.lower()
-    return DeviceId(text) if DEVICE_ID.fullmatch(text) else None
+    lower = text.lower()
+    return DeviceId(lower) if text.isascii() and DEVICE_ID.fullmatch(lower) else None  # KELVIN SIGN lowers to k
 
 
 def attribute_name(oid: str) -> str:
@@ -48,14 +49,16 @@ def attribute_name(oid: str) -> str:
 
 @lru_cache(maxsize=4096)
 def _compiled(kind: str, pattern: str) -> re.Pattern[str]:
+    """Turn a pattern into a regular expression that, once past a `*`, never goes back to it (atomic groups)."""
     any_one = _LEVEL[kind]
-    parts = (any_one + "*" if c == "*" else any_one if c == "?" else re.escape(c) for c in pattern)
-    return re.compile("".join(parts), re.DOTALL)
+    first, *rest = ("".join(any_one if c == "?" else re.escape(c) for c in part) for part in pattern.split("*"))
+    middle = "".join(f"(?>{any_one}*?{part})" for part in rest[:-1])
+    return re.compile(first + middle + "".join(f"{any_one}*{part}" for part in rest[-1:]), re.DOTALL)
 
 
 def matches(kind: str, pattern: str, value: str) -> bool:
     """Return whether `value` fits a shell-style pattern of the kind `device`, `dns`, `uri` or `text`."""
-    if kind == "dns":
+    if kind in ("dns", "text"):
         pattern, value = pattern.lower(), value.lower()
     return _compiled(kind, pattern).fullmatch(value) is not None
 
@@ -65,9 +68,11 @@ def is_printable_string(text: str) -> bool:
     return re.fullmatch(r"[A-Za-z0-9 '()+,\-./:=?]*", text) is not None
 
 
-def any_device(patterns: Iterable[str], device: str) -> bool:
+def any_device(patterns: Collection[str], device: str) -> bool:
     """Return whether one of the patterns covers the device id."""
-    return any(pattern == device or matches("device", pattern, device) for pattern in patterns)
+    return device in patterns or any(
+        matches("device", pattern, device) for pattern in patterns if "*" in pattern or "?" in pattern
+    )
 
 
 def name_matches(pattern: str, name: GeneralName) -> bool:
@@ -81,7 +86,7 @@ def name_matches(pattern: str, name: GeneralName) -> bool:
         except ValueError:
             return False
     if kind == "dns" and "*" in name.value:
-        return rest == name.value  # a wildcard certificate is never the fruit of a wildcard pattern
+        return False  # `*.plant.example` stands for one host of the plant, not for all of them
     return matches(kind if kind in _LEVEL else "text", rest, name.value)
 
 

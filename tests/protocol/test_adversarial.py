@@ -1,0 +1,165 @@
+"""What a hostile client tries: names that are not its own, requests made to be expensive, reuse of what was spent."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.csr_maker import CN, ORGANIZATION, attribute, extension, new_key, request, sequence, text, tlv
+from tests.est_server import Est, Home, RunningServer, found_home, fresh_id
+
+pytestmark = pytest.mark.e2e
+DNS, URI, EMAIL = 0x82, 0x86, 0x81
+COUNTRY, LOCALITY = "2.5.4.6", "2.5.4.7"
+MICROSOFT_EXTENSION_REQUEST = "1.3.6.1.4.1.311.2.1.14"
+KELVIN_SIGN = "\u212a"  # its lower case is an ASCII k
+
+RICH = """
+[labels.rich]
+profile = "rich"
+ca = "acme"
+"""
+
+
+@pytest.fixture(scope="module")
+def rich_home(tmp_path_factory: pytest.TempPathFactory) -> Home:
+    """A home with a profile that lets more names through than the usual ones."""
+    home = found_home(tmp_path_factory.mktemp("adversarial") / "home")
+    profiles = home.path / "profiles"
+    device = (profiles / "device.toml").read_text("utf-8")
+    subject = 'organization = { values = ["Acme*"] }\nlocality = { values = ["*"] }\ncountry = { values = ["*"] }\n'
+    rich = device.replace("[allowed.san]", f"{subject}\n[allowed.san]\nemail = {{ identity = true }}")
+    (profiles / "rich.toml").write_text(rich, "utf-8")
+    home.configure(RICH)
+    return home
+
+
+@pytest.fixture(scope="module")
+def rich(rich_home: Home) -> Iterator[Est]:
+    with RunningServer(rich_home) as server:
+        yield Est(server)
+
+
+def san(*names: tuple[int, bytes]) -> bytes:
+    """A subjectAltName of any octets."""
+    return extension("2.5.29.17", sequence(*(tlv(tag, octets) for tag, octets in names)))
+
+
+# --- names that are not what they look like -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("tag", "octets"),
+    [
+        (DNS, b"pump.plant.example."),
+        (DNS, b".plant.example"),
+        (DNS, b"a..plant.example"),
+        (DNS, b"a b.plant.example"),
+        (DNS, b"user@host.plant.example"),
+        (DNS, b"-a.plant.example"),
+        (DNS, b"a" * 64 + b".plant.example"),
+        (DNS, b"a*.plant.example"),
+        (DNS, b"192.0.2.1"),
+        (DNS, b""),
+        (DNS, "pümp.plant.example".encode()),
+        (DNS, f"{KELVIN_SIGN}.plant.example".encode()),
+        (URI, b"urn:x: a"),
+        (URI, b"no-scheme"),
+        (URI, "urn:x:ü".encode()),
+        (URI, b"https://evil.example\\.plant.example/x"),
+        (EMAIL, b"Root <root@plant.example>"),
+        (EMAIL, b"a@evil.example,b@plant.example"),
+        (EMAIL, "ü@plant.example".encode()),
+    ],
+)
+def test_a_san_that_is_not_well_formed_is_refused_before_any_pattern_sees_it(
+    rich: Est, tag: int, octets: bytes
+) -> None:
+    names = ["dns:*.plant.example", "dns:*.*.*.*", "dns:*", "uri:*:*", "uri:https://*/x", "email:*"]
+    csr = request(new_key(), fresh_id(), extensions=[san((tag, octets))])
+    answer = rich.enroll(csr, label="rich", names=names)
+    assert answer.status == 400
+    assert "subject alternative name" in answer.text
+
+
+@pytest.mark.parametrize("middle", ["evil.example?", "evil.example#", "evil@", "evil.example/"])
+def test_a_star_in_a_uri_pattern_does_not_reach_past_the_host(rich: Est, middle: str) -> None:
+    csr = request(new_key(), fresh_id(), san=[f"uri:https://{middle}.plant.example/x"])
+    assert rich.enroll(csr, names=["uri:https://*.plant.example/x"]).status == 403
+
+
+def test_a_pattern_for_hosts_does_not_give_a_wildcard_certificate(est: Est) -> None:
+    csr = request(new_key(), fresh_id(), san=["dns:*.plant.example"])
+    assert est.enroll(csr, names=["dns:*.plant.example"]).status == 403
+
+
+def test_a_certificate_with_a_star_in_a_name_is_no_pattern_for_further_names(est: Est) -> None:
+    device = est.device(san=["uri:urn:x:*"])
+    other = request(new_key(), device.device, san=["uri:urn:x:other"])
+    assert est.post(other, client=device).status == 403
+    same = request(new_key(), device.device, san=["uri:urn:x:*"])
+    assert est.post(same, client=device).status == 200
+
+
+def test_a_device_id_is_ascii_before_case_is_set_aside(est: Est) -> None:
+    answer = est.enroll(request(new_key(), f"{KELVIN_SIGN}iln-1"))
+    assert answer.status == 400
+    assert "device id" in answer.text
+
+
+@pytest.mark.parametrize("pair", [(LOCALITY, ""), (COUNTRY, "DEU"), (COUNTRY, "")])
+def test_an_attribute_that_no_certificate_can_hold_is_refused_in_words(rich: Est, pair: tuple[str, str]) -> None:
+    """Once an internal error, after the credential had been charged."""
+    answer = rich.enroll(request(new_key(), [(CN, fresh_id()), pair]), label="rich")
+    assert answer.status == 400
+    assert "characters" in answer.text
+
+
+def test_patterns_of_text_do_not_care_for_case(rich: Est) -> None:
+    csr = request(new_key(), [(CN, fresh_id()), (ORGANIZATION, "ACME Ltd")])
+    assert rich.enroll(csr, label="rich").status == 200
+
+
+# --- one request, read by two readers -------------------------------------------------------------------------------
+
+
+def test_names_in_microsofts_extension_request_are_names_too(est: Est) -> None:
+    asked = attribute(MICROSOFT_EXTENSION_REQUEST, sequence(san((DNS, b"other"))))
+    answer = est.enroll(request(new_key(), fresh_id(), asked))
+    assert answer.status == 403
+    assert "dns:other" in answer.text
+
+
+def test_two_extension_requests_of_different_kinds_are_refused(est: Est) -> None:
+    device = fresh_id()
+    asked = attribute(MICROSOFT_EXTENSION_REQUEST, sequence(san((DNS, b"other"))))
+    answer = est.enroll(request(new_key(), device, asked, san=[f"dns:{device}"]))
+    assert answer.status == 400
+    assert "more than one extensionRequest" in answer.text
+
+
+def test_an_extension_that_the_library_stumbles_over_is_a_400(est: Est) -> None:
+    unknown_feature = extension("1.3.6.1.5.5.7.1.24", sequence(tlv(0x02, b"\x63")))
+    answer = est.enroll(request(new_key(), fresh_id(), extensions=[unknown_feature]))
+    assert answer.status == 400
+    assert "cannot be read" in answer.text
+
+
+# --- requests made to be expensive ----------------------------------------------------------------------------------
+
+
+def test_many_stars_in_a_name_do_not_hold_the_server(est: Est) -> None:
+    """Backtracking over five stars takes minutes; the client of these tests gives up after 20 s."""
+    stars = "uri:urn:x:" + "*a" * 12 + "b"
+    device = est.device(san=[stars])
+    asked = request(new_key(), device.device, san=["uri:urn:x:" + "a" * 1500])
+    assert est.post(asked, client=device).status == 403
+    assert est.enroll(request(new_key(), fresh_id(), san=["uri:urn:x:" + "a" * 1500]), names=[stars]).status == 403
+
+
+def test_an_object_identifier_has_an_end(est: Est) -> None:
+    endless = sequence(tlv(0x06, b"\x2a" + b"\xff" * 30_000 + b"\x7f"), tlv(0x31, text("x")))
+    answer = est.post(request(new_key(), fresh_id(), endless))
+    assert answer.status == 400
+    assert "object identifier is too long" in answer.text
