@@ -172,7 +172,7 @@ def spki(key: Any) -> bytes:
 
 
 def info(subject: Name, public: bytes, *attributes: bytes, version: int = 0, tag: int = UTF8) -> bytes:
-    return sequence(tlv(0x02, bytes((version,))), name(subject, tag), public, tlv(0xA0, *attributes))
+    return sequence(tlv(0x02, bytes((version,))), name(subject, tag), public, tlv(0xA0, *sorted(attributes)))
 
 
 def signature(key: Any, octets: bytes, hash_name: str = "SHA256") -> tuple[bytes, bytes]:

@@ -1,0 +1,120 @@
+"""The server's octets: strict in, plain out."""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.serialization import pkcs7
+from hypothesis import given
+from hypothesis import strategies as st
+
+from devicesim import codec
+from estserver import asn1
+from estserver.errors import EstError, MalformedRequest
+from estserver.model import Der, NameAttribute
+from tests import csr_maker as maker
+
+VECTORS = Path(__file__).parents[1] / "vectors"
+
+
+@given(st.binary(min_size=1, max_size=4000), st.sampled_from([None, 1, 64, 76]))
+def test_what_is_encoded_decodes_to_itself(der: bytes, columns: int | None) -> None:
+    body = asn1.encode_body(Der(der), columns=columns)
+    assert body.endswith(b"\n")
+    assert asn1.decode_body(body) == der
+    assert codec.decode_body(body) == der
+
+
+@given(st.binary(max_size=300))
+def test_a_body_decodes_or_is_malformed(body: bytes) -> None:
+    try:
+        der = asn1.decode_body(body)
+    except MalformedRequest:
+        return
+    assert base64.b64encode(der) in body.translate(None, b" \t\r\n")
+
+
+def test_a_body_of_white_space_or_more_than_one_padding_is_malformed() -> None:
+    for body in (b"", b"  \n", b"MA==MA==", b"MA=", b"MA===", b"M", b"MA==\0", b"-----BEGIN X-----\n-----END X-----"):
+        with pytest.raises(MalformedRequest):
+            asn1.decode_body(body)
+
+
+@given(st.integers(0, 255).filter(lambda tag: tag & 0x1F != 0x1F), st.binary(max_size=70_000))
+def test_a_value_is_read_as_it_was_written(tag: int, content: bytes) -> None:
+    octets = maker.tlv(tag, content)
+    assert asn1.read_tlv(b"xy" + octets + b"z", 2) == (asn1.Tlv(tag, content, octets), 2 + len(octets))
+
+
+@given(st.lists(st.binary(max_size=200), max_size=50))
+def test_children_are_what_was_put_in(contents: list[bytes]) -> None:
+    octets = [maker.tlv(0x04, content) for content in contents]
+    assert [child.octets for child in asn1.read_children(b"".join(octets))] == octets
+
+
+@given(st.binary(max_size=100))
+def test_reading_ends_in_a_value_or_in_malformed(data: bytes) -> None:
+    try:
+        value, end = asn1.read_tlv(data)
+    except MalformedRequest:
+        return
+    assert data[:end] == value.octets == maker.tlv(value.tag, value.content), "only minimal lengths are read"
+
+
+@given(st.binary(max_size=200))
+def test_the_readers_of_parts_raise_nothing_else(data: bytes) -> None:
+    for read in (asn1.request_parts, asn1.name_attributes, asn1.dotted):
+        try:
+            read(Der(data))
+        except EstError:
+            continue
+
+
+@given(st.lists(st.integers(0, 2**40), min_size=1, max_size=8))
+def test_object_identifiers_go_round(arcs: list[int]) -> None:
+    dotted = ".".join(map(str, (1, 3, *arcs)))
+    assert asn1.oid_der(dotted) == maker.oid(dotted)
+    assert asn1.dotted(asn1.oid_der(dotted)) == dotted
+
+
+@given(st.text(st.characters(codec="utf-8"), max_size=50))
+def test_texts_of_every_type_are_the_same_text(value: str) -> None:
+    for tag in (maker.UTF8, maker.BMP, maker.T61, maker.PRINTABLE, maker.IA5):
+        try:
+            octets = maker.text(value, tag)
+        except UnicodeEncodeError:
+            continue
+        assert asn1.directory_string(asn1.read_tlv(octets)[0]) == value
+
+
+@given(st.lists(st.tuples(st.sampled_from(["2.5.4.3", "2.5.4.5"]), st.text(st.characters(codec="ascii"), max_size=20))))
+def test_names_are_read_in_their_order(pairs: list[tuple[str, str]]) -> None:
+    if len(pairs) > 32:
+        return
+    assert asn1.name_attributes(Der(maker.name(pairs))) == tuple(NameAttribute(*pair) for pair in pairs)
+
+
+@pytest.mark.parametrize("name", sorted(p.name for p in VECTORS.glob("*.p10.der")))
+def test_the_rfcs_requests_come_apart(name: str) -> None:
+    parts = asn1.request_parts(Der((VECTORS / name).read_bytes()))
+    passwords = [values for oid, values in parts.attributes if oid == asn1.OID_CHALLENGE_PASSWORD]
+    text = asn1.directory_string(passwords[0][0])
+    assert text in ("+rrCir/7+EYu50T4", "dFsAXmJnjokBtDvr")
+
+
+def test_both_sides_read_what_the_server_writes() -> None:
+    der = base64.b64decode((VECTORS / "rfc7030-A.3-simpleenroll-response.p7.b64").read_bytes())
+    certificates = [c.public_bytes(maker.Encoding.DER) for c in codec.certs_only(der)]
+    bag = asn1.certs_only([Der(c) for c in certificates])
+    assert [c.public_bytes(maker.Encoding.DER) for c in codec.certs_only(bag)] == certificates
+    assert len(pkcs7.load_der_pkcs7_certificates(bag)) == 1
+    assert b"\xa1\x00" not in bag[-4:], "no empty crls field is written"
+
+
+def test_a_template_without_wishes_keeps_its_mandatory_field() -> None:
+    """S-X08: `attributes [1]` is always there; subject and key only where they are wanted."""
+    empty = asn1.request_template(subject_oids=[], key_algorithm=None, extensions=[])
+    assert empty == maker.sequence(b"\x02\x01\x00", b"\xa1\x00")
+    assert asn1.csr_attrs([]) == (VECTORS / "derived-csrattrs-empty-sequence.der").read_bytes()
