@@ -22,7 +22,7 @@ demo: .venv/ready
 	@$(BIN)/python demo/run.py $(if $(KEEP),--keep)
 
 test: .venv/ready
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 $(ARGS)
 
 lint: .venv/ready
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

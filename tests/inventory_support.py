@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import tempfile
 from collections.abc import Iterable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 from estserver.inventory import Inventory
@@ -28,6 +31,21 @@ from estserver.model import (
 
 NOW = datetime(2027, 3, 1, 12, 0, 0, tzinfo=UTC)
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
+
+
+@functools.cache
+def _empty_database() -> bytes:
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "empty.db"
+        Inventory.open(path, create=True).close()
+        return path.read_bytes()
+
+
+def new_inventory(path: Path, **options: Any) -> Inventory:
+    """An empty inventory; migrated once for all tests, then copied."""
+    path.touch(mode=0o600)
+    path.write_bytes(_empty_database())
+    return Inventory.open(path, **options)
 
 
 def csr_for(device: str, key: str) -> Csr:

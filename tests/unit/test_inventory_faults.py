@@ -20,7 +20,7 @@ import pytest
 from estserver.errors import ConfigError, EstError, StorageUnavailable
 from estserver.inventory import Inventory
 from estserver.model import Der, DeviceId, Issued, Serial
-from tests.inventory_support import NOW, credential_record, enroll, event, grant_for, reserve
+from tests.inventory_support import NOW, credential_record, enroll, event, grant_for, new_inventory, reserve
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def inventory(path: Path) -> Iterator[Inventory]:
-    with Inventory.open(path, create=True, busy_seconds=0.05) as opened:
+    with new_inventory(path, busy_seconds=0.05) as opened:
         yield opened
 
 

@@ -12,12 +12,23 @@ import pytest
 from estserver.errors import BadCredentials, InternalError, KeyReused, NotAuthorized, StorageUnavailable
 from estserver.inventory import Inventory, fingerprint
 from estserver.model import Der, DeviceId, Issued, NameAttribute, Operation, Serial
-from tests.inventory_support import DAY, HOUR, NOW, credential_record, csr_for, enroll, event, grant_for, reserve
+from tests.inventory_support import (
+    DAY,
+    HOUR,
+    NOW,
+    credential_record,
+    csr_for,
+    enroll,
+    event,
+    grant_for,
+    new_inventory,
+    reserve,
+)
 
 
 @pytest.fixture
 def inventory(tmp_path: Path) -> Iterator[Inventory]:
-    with Inventory.open(tmp_path / "estserver.db", create=True) as opened:
+    with new_inventory(tmp_path / "estserver.db") as opened:
         yield opened
 
 

@@ -26,7 +26,7 @@ from estserver.model import (
     SpkiHash,
     StationRecord,
 )
-from tests.inventory_support import DAY, NOW, credential_record, enroll, event, grant_for
+from tests.inventory_support import DAY, NOW, credential_record, enroll, event, grant_for, new_inventory
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def inventory(path: Path) -> Iterator[Inventory]:
-    with Inventory.open(path, create=True) as opened:
+    with new_inventory(path) as opened:
         yield opened
 
 
