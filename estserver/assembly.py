@@ -62,7 +62,8 @@ def enrollment_of(
         CredentialVerifier(read_bytes(settings.path(PEPPER))),
         implicit_trust=settings.implicit_trust,
     )
-    return Enrollment(doors, authenticator, inventory, clock=clock, random=random)
+    site_names = frozenset({settings.mqtt.name})
+    return Enrollment(doors, authenticator, inventory, clock=clock, random=random, site_names=site_names)
 
 
 def _door(

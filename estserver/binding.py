@@ -6,6 +6,7 @@ Rules:
 - Where the connection gives none that is safe to trust (no extended master secret, a proxy in between), a CSR that
   carries one is refused.
 - A registration authority posts what others signed on other connections; it has checked the binding itself (§3.7).
+  What it asks for itself is bound like anybody's.
 """
 
 from __future__ import annotations
@@ -15,26 +16,31 @@ import binascii
 import hmac
 
 from estserver.errors import ChannelBindingFailed
-from estserver.model import Csr, Identity, Peer
+from estserver.model import Csr, DeviceId, Identity, Peer
 from estserver.policy.decide import BindingResult
 
 
-def check(csr: Csr, peer: Peer, identity: Identity, *, required: bool) -> BindingResult:
+def check(csr: Csr, peer: Peer, identity: Identity, device: DeviceId | None, *, required: bool) -> BindingResult:
     """Return how the request is bound.
+
+    Args:
+        device: whom the request is for.
 
     Raises:
         ChannelBindingFailed: bound to another connection, unverifiable here, or missing where it is required.
     """
+    own = identity.certificate
+    asserted = identity.may_assert_binding and own is not None and device != own.device
     if csr.binding is None:
-        if required and not identity.may_assert_binding:
+        if required and not asserted:
             raise ChannelBindingFailed(
                 "linking of identity and proof of possession is required here: put the base64 tls-unique (TLS 1.2) or "
                 "tls-exporter (TLS 1.3) value of this connection into challengePassword (RFC 7030 §3.5, RFC 9266)"
             )
-        return "asserted" if identity.may_assert_binding else "absent"
+        return "asserted" if asserted else "absent"
     if peer.binding is not None and hmac.compare_digest(_decoded(csr.binding), peer.binding.value):
         return "verified"
-    if identity.may_assert_binding:
+    if asserted:
         return "asserted"
     if peer.binding is None:
         raise ChannelBindingFailed(

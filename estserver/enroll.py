@@ -81,6 +81,7 @@ class Enrollment:
 
     Args:
         doors: by label; the empty label is the default one.
+        site_names: names that no device gets, whoever vouches for it, such as the announcer's.
         clock, random: the instant it is, and as many random bytes as asked.
     """
 
@@ -92,6 +93,7 @@ class Enrollment:
         *,
         clock: Callable[[], datetime],
         random: Callable[[int], bytes],
+        site_names: frozenset[str] = frozenset(),
     ) -> None:
         self._doors = doors
         self._profiles = {door.profile.name: door.profile for door in doors.values()}
@@ -99,6 +101,7 @@ class Enrollment:
         self._inventory = inventory
         self._clock = clock
         self._random = random
+        self._site_names = site_names
 
     def check_clock(self) -> None:
         """Refuse to work by a clock that is outside the life of a CA.
@@ -147,6 +150,8 @@ class Enrollment:
             identity = self._authenticator.identify(request.peer, request.credentials, request.label, now)
             grant = self._decide(door, request, asked, identity, now)
             self._keep_names_apart(door.profile, grant.device)
+            if grant.key_reuse and self._inventory.key_compromised(grant.device, asked.spki_sha256):
+                raise KeyReused("this key was revoked as compromised", advice="make a new key on the device")
             slot = self._inventory.reserve(grant, serial_from(self._random(SERIAL_BYTES)), now)
             return slot if isinstance(slot, Issued) else self._issue(door, slot)
         except (NotAuthenticated, CapacityError, InternalError):
@@ -162,7 +167,8 @@ class Enrollment:
         return door
 
     def _decide(self, door: Door, request: Request, asked: Csr, identity: Identity, now: datetime) -> Grant:
-        bound = binding.check(asked, request.peer, identity, required=door.binding_required)
+        device = device_of(door.profile, asked)
+        bound = binding.check(asked, request.peer, identity, device, required=door.binding_required)
         previous = self._predecessor(door, request.operation, asked, identity, now)
         ask = Ask(
             operation=request.operation,
@@ -179,6 +185,8 @@ class Enrollment:
 
     def _keep_names_apart(self, profile: Profile, device: DeviceId) -> None:
         """Refuse a device the name of a part of the site, and the other way round: brokers go by the name alone."""
+        if profile.holder == "device" and (device in self._site_names or self._inventory.station(device) is not None):
+            raise NotAuthorized(f"the name {device} is kept for a part of the site", code="name-taken")
         held = self._inventory.profiles_of(device)
         other = [name for name in held if (known := self._profiles.get(name)) and known.holder != profile.holder]
         if other:

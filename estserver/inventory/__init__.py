@@ -222,6 +222,11 @@ class Inventory:
         with self._database.read() as connection:
             return queries.key_device(connection, spki_sha256)
 
+    def key_compromised(self, device: DeviceId, spki_sha256: SpkiHash) -> bool:
+        """Return whether a certificate of this device and key was revoked because the key is known to others."""
+        with self._database.read() as connection:
+            return queries.key_compromised(connection, device, spki_sha256)
+
     def list_certificates(
         self,
         *,

@@ -2,8 +2,10 @@
 
 Rules:
 - The same request gets the same bytes while its certificate is valid, unrevoked, not superseded and not yet due.
-- A key belongs to one device for ever; it is certified once, unless the profile lets the device keep it.
-- A use of a credential and the reservation it pays for are one transaction; a repeat of a request costs nothing.
+- A key belongs to one device for ever; it is certified once, unless the profile lets the device keep it, and then
+  until it is revoked as compromised.
+- A use of a credential and the reservation it pays for are one transaction; a repeat of a request costs nothing for as
+  long as nothing came of it, or what came of it is still the answer.
 - One certificate of a device and profile is current; recording a new one supersedes it.
 - Everything here that could be found twice by two processes is looked up again when it is recorded.
 """
@@ -20,7 +22,7 @@ from sqlalchemy import Connection, Row, and_, bindparam, insert, or_, select, up
 
 from estserver.errors import BadCredentials, InternalError, KeyReused, NotAuthorized, StorageUnavailable
 from estserver.inventory import audit, counters, outbox
-from estserver.inventory.queries import has_serial
+from estserver.inventory.queries import has_serial, key_compromised
 from estserver.inventory.schema import (
     IS_OPEN,
     ReservationState,
@@ -70,14 +72,15 @@ def reserve(tx: Transaction, grant: Grant, serial: Serial) -> Reservation | Issu
     """Write a serial down for a grant, or find the certificate that already answers it."""
     same = fingerprint(grant)
     key = tx.connection.execute(_KEY, {"spki": grant.csr.spki_sha256}).one_or_none()
-    if key is not None and key.certified:
+    certified = key is not None and key.certified
+    if certified:
         repeated = _answered(tx, same)
         if repeated:
             _tell_repeat(tx, grant, repeated)
             return repeated
     _claim_key(tx.connection, grant, key)
     if grant.credential is not None:
-        _charge(tx, grant.credential, same)
+        _charge(tx, grant.credential, same, again=certified)
     values = {
         "serial": serial,
         "fingerprint": same,
@@ -150,16 +153,18 @@ _SPEND = (
 )
 
 
-def _charge(tx: Transaction, name: str, same: str) -> None:
+def _charge(tx: Transaction, name: str, same: str, *, again: bool) -> None:
+    """Spend a use, unless this request has paid for one; `again` when a certificate came of that already."""
     credential_id = tx.connection.execute(_CREDENTIAL_ID, {"spender": name, "now": tx.now}).scalar()
     if credential_id is None:
         raise BadCredentials
-    if tx.connection.execute(_USED, {"id": credential_id, "same": same}).scalar() is not None:
+    used = tx.connection.execute(_USED, {"id": credential_id, "same": same}).scalar() is not None
+    if used and not again:
         return
     if tx.connection.execute(_SPEND, {"spender": credential_id, "now": tx.now}).rowcount != 1:
         raise BadCredentials
-    values = {"credential_id": credential_id, "fingerprint": same, "at": tx.now}
-    tx.connection.execute(_USE, values)
+    if not used:
+        tx.connection.execute(_USE, {"credential_id": credential_id, "fingerprint": same, "at": tx.now})
 
 
 # --- record ---------------------------------------------------------------------------------------------------------
@@ -234,6 +239,8 @@ def _overtaken(connection: Connection, grant: Grant, row: Row[*tuple[Any, ...]])
     """Look again at what was decided before signing: the key may be certified by now, the predecessor revoked."""
     if row.key_device != grant.device or (row.key_certified and not grant.key_reuse):
         return KeyReused("this key was certified before", advice="make a new key for every certificate")
+    if row.key_certified and key_compromised(connection, grant.device, grant.csr.spki_sha256):
+        return KeyReused("this key was revoked as compromised", advice="make a new key on the device")
     if grant.predecessor is not None and connection.execute(_REVOKED, {"which": grant.predecessor}).scalar():
         return NotAuthorized("the certificate to be renewed was revoked")
     return None

@@ -95,6 +95,16 @@ def key_device(connection: Connection, spki_sha256: SpkiHash) -> DeviceId | None
     return None if found is None else DeviceId(found)
 
 
+def key_compromised(connection: Connection, device: DeviceId, spki_sha256: SpkiHash) -> bool:
+    """Return whether a certificate of this device and key was revoked because the key is known to others."""
+    query = select(certificate.c.id).where(
+        certificate.c.device == device,
+        certificate.c.spki_sha256 == spki_sha256,
+        certificate.c.revocation_reason == "keyCompromise",
+    )
+    return connection.execute(query.limit(1)).scalar() is not None
+
+
 def page(
     connection: Connection,
     *,

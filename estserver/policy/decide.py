@@ -107,6 +107,9 @@ def device_of(profile: Profile, csr: Csr) -> DeviceId | None:
 
 
 def _violations(profile: Profile, ask: Ask, device: DeviceId | None) -> Iterator[Violation]:
+    if ask.issuer_not_after <= ask.now:
+        end = f"{ask.issuer_not_after:%Y-%m-%d}"
+        yield Violation(f"the issuing CA expired on {end}: its operator has to renew it", authority=True)
     yield from _identity(profile, ask, device)
     yield from _key(profile, ask)
     if ask.previous is not None:

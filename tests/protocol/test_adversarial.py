@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import timedelta
 
 import pytest
 
-from tests.csr_maker import CN, ORGANIZATION, attribute, extension, new_key, request, sequence, text, tlv
-from tests.est_server import Est, Home, RunningServer, found_home, fresh_id
+from estserver.enroll import Request
+from estserver.errors import NotAuthorized
+from estserver.model import BasicCredentials, Operation, Peer
+from tests.csr_maker import CN, ORGANIZATION, attribute, base64_lines, extension, new_key, request, sequence, text, tlv
+from tests.est_server import Est, Holder, Home, RunningServer, found_home, fresh_id, today
 
 pytestmark = pytest.mark.e2e
 DNS, URI, EMAIL = 0x82, 0x86, 0x81
@@ -19,6 +23,15 @@ RICH = """
 [labels.rich]
 profile = "rich"
 ca = "acme"
+
+[labels.named-station]
+profile = "named-station"
+ca = "acme"
+
+[labels.bound-station]
+profile = "station"
+ca = "acme"
+channel_binding = "required"
 """
 
 
@@ -31,6 +44,9 @@ def rich_home(tmp_path_factory: pytest.TempPathFactory) -> Home:
     subject = 'organization = { values = ["Acme*"] }\nlocality = { values = ["*"] }\ncountry = { values = ["*"] }\n'
     rich = device.replace("[allowed.san]", f"{subject}\n[allowed.san]\nemail = {{ identity = true }}")
     (profiles / "rich.toml").write_text(rich, "utf-8")
+    station = (profiles / "station.toml").read_text("utf-8")
+    named = station.replace("[constraints]", "[allowed.san]\ndns = { identity = true }\n\n[constraints]")
+    (profiles / "named-station.toml").write_text(named, "utf-8")
     home.configure(RICH)
     return home
 
@@ -163,3 +179,81 @@ def test_an_object_identifier_has_an_end(est: Est) -> None:
     answer = est.post(request(new_key(), fresh_id(), endless))
     assert answer.status == 400
     assert "object identifier is too long" in answer.text
+
+
+# --- what was spent, revoked or superseded --------------------------------------------------------------------------
+
+
+def test_a_spent_password_pays_once_even_where_the_key_may_stay(est: Est) -> None:
+    """Once it was good for a day of new certificates, as soon as the first one had been superseded."""
+    key, device = new_key(), fresh_id()
+    credential = est.home.credential(device, label="element")
+    asked = request(key, device)
+    first = est.post(asked, label="element", credential=credential)
+    assert est.post(asked, label="element", credential=credential).certificate == first.certificate
+    holder = Holder(key, first.certificate, (est.home.issuing,))
+    assert est.reenroll(asked, holder, label="element").status == 200
+    assert est.post(asked, label="element", credential=credential).status == 401
+
+
+@pytest.mark.parametrize("uses", [1, None])
+def test_a_compromised_key_is_never_certified_again(est: Est, uses: int | None) -> None:
+    key, device = new_key(), fresh_id()
+    credential = est.home.credential(device, label="element", uses=uses)
+    asked = request(key, device)
+    est.home.revoke(est.post(asked, label="element", credential=credential).certificate)
+    answer = est.post(asked, label="element", credential=credential)
+    assert answer.status == 403
+    assert "compromised" in answer.text
+
+
+# --- who acts for whom ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("binding", "asked"), [(b"of another connection", "sign the CSR"), (None, "is required")])
+def test_a_station_asks_for_itself_like_anybody_else(rich: Est, binding: bytes | None, asked: str) -> None:
+    station = rich.station("unit-*")
+    label = "station" if binding else "bound-station"
+    answer = rich.reenroll(request(new_key(), station.device, binding=binding), station, label=label)
+    assert answer.status == 403
+    assert asked in answer.text
+    assert (
+        rich.reenroll(lambda value: request(new_key(), station.device, binding=value), station, label=label).status
+        == 200
+    )
+
+
+def test_a_station_gives_its_own_names_to_nobody(rich: Est) -> None:
+    name, key, own = fresh_id("line"), new_key(), ["dns:line.plant.example"]
+    first = rich.enroll(request(key, name, san=own), label="named-station", names=own)
+    station = Holder(key, first.certificate, (rich.home.issuing,))
+    rich.home.station(name, "unit-*")
+    assert rich.post(request(new_key(), fresh_id("unit"), san=own), client=station).status == 403
+
+
+def test_a_device_never_gets_a_name_that_the_site_will_use(est: Est) -> None:
+    """Neither the announcer's nor that of a station without its certificate: brokers go by the name alone."""
+    waiting = fresh_id("line")
+    est.home.station(waiting, "unit-*")
+    for name in ("estserver", waiting):
+        answer = est.enroll(request(new_key(), name))
+        assert answer.status == 403
+        assert "kept for a part of the site" in answer.text
+    assert est.enroll(request(new_key(), waiting), label="station").status == 200
+
+
+def test_an_issuing_ca_that_has_expired_says_so(est: Est) -> None:
+    end = est.home.issuing.not_valid_after_utc
+    clock = today()
+    device = fresh_id()
+    name, secret = est.home.credential(device)
+    body = base64_lines(request(new_key(), device))
+    with est.home.enrollment(lambda: clock) as enrollment:
+        clock = end + timedelta(minutes=1)
+        asked = Request(Operation.SIMPLEENROLL, "", body, Peer("127.0.0.1"), BasicCredentials(name, secret.encode()))
+        with pytest.raises(NotAuthorized, match="issuing CA expired"):
+            enrollment.enroll(asked)
+    with est.home.inventory() as inventory:
+        record = inventory.credential(name)
+    assert record is not None
+    assert record.spent == 0
