@@ -286,6 +286,7 @@ def test_what_a_server_writes_is_made_fit_to_be_shown(server, client, draft):
         (email.utils.format_datetime(datetime.now(UTC) - timedelta(days=1), usegmt=True), 0),
         (email.utils.format_datetime(datetime.now(UTC) + timedelta(days=900), usegmt=True), RETRY_AFTER_MAX_SECONDS),
     ],
+    ids=["seconds", "now", "too long", "not a time", "negative", "missing", "a date gone by", "a date far off"],
 )
 def test_pending_says_when_to_come_back(server, client, draft, value, seconds):
     on(server, "simpleenroll", says(202, b"", **({} if value is None else {"Retry_After": value})))
