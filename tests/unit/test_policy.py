@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -29,16 +29,14 @@ from estserver.model import (
     NameAttribute,
     Operation,
     RequestedExtension,
-    Serial,
-    SpkiHash,
 )
 from estserver.policy import Ask, Profile, csr_attributes, decide, explain, parse_profile
 from estserver.policy.decide import NEVER
 from estserver.policy.names import OIDS, device_id, matches, name_matches, same_subject
 from estserver.policy.profile import EXTENDED_KEY_USAGES, Allowed, NameRule
+from tests.policy_support import CN, NOW, asked, previous
 
-NOW = datetime(2027, 3, 1, 12, 0, 0, tzinfo=UTC)
-CN, SERIAL, ORGANIZATION = OIDS["common_name"], OIDS["serial_number"], OIDS["organization"]
+SERIAL, ORGANIZATION = OIDS["serial_number"], OIDS["organization"]
 PROFILES = {
     entry.name.removesuffix(".toml"): parse_profile(
         entry.name.removesuffix(".toml"), entry.read_text("utf-8"), source=Path(entry.name)
@@ -52,18 +50,6 @@ KEYS = [
     *(KeyFacts(name, name) for name in ("Ed25519", "Ed448")),
     *(KeyFacts("ML-DSA", f"ML-DSA-{level}") for level in (44, 65, 87)),
 ]
-
-
-def asked(*subject: tuple[str, str], **changes: Any) -> Csr:
-    csr = Csr(
-        der=Der(b"csr"),
-        spki=Der(b"spki"),
-        spki_sha256=SpkiHash("0" * 64),
-        key=KEYS[0],
-        signature_hash="SHA256",
-        subject=tuple(NameAttribute(*pair) for pair in subject or [(CN, "sn-1")]),
-    )
-    return replace(csr, **changes)
 
 
 WHO = Identity(IdentityKind.CREDENTIAL, "line-1", ("sn-*",), ("dns:*.plant.example", "ip:192.0.2.0/24"))
@@ -220,28 +206,6 @@ def test_every_shipped_profile_grants_its_plain_request_and_explains_itself(name
     text = "\n".join(explain(profile))
     assert all(kind in text for kind in profile.allowed.subject)
     assert parse_csrattrs(csr_attributes(profile, binding_required=False)).subject is not None
-
-
-def previous(csr: Csr, **changes: Any) -> CertificateRecord:
-    record = CertificateRecord(
-        serial=Serial(7),
-        certificate=Der(b"old"),
-        sha256="",
-        device=device_id(csr.subject[0].value) or "sn-1",  # type: ignore[arg-type]  # a device id either way
-        profile="device",
-        label="",
-        operation="simpleenroll",
-        requester="credential:x",
-        spki_sha256=SpkiHash("1" * 64),
-        key_name=csr.key.name,
-        subject=csr.subject,
-        san=csr.san,
-        not_before=NOW - timedelta(days=100),
-        not_after=NOW + timedelta(days=100),
-        renew_after=NOW,
-        issued_at=NOW - timedelta(days=100),
-    )
-    return replace(record, **changes)
 
 
 def renewal(csr: Csr, record: CertificateRecord) -> Ask:
