@@ -3,11 +3,12 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo test lint types clean
+.PHONY: help setup demo test bench lint types clean
 
 help:
 	@echo "make demo [KEEP=1]   provision a batch end to end; KEEP=1 leaves server and broker running"
 	@echo "make test            run every test"
+	@echo "make bench           server CPU of an enrolment against nginx, and where it goes (ARGS=--quick)"
 	@echo "make lint types      ruff; mypy --strict"
 
 setup: .venv/ready
@@ -23,6 +24,9 @@ demo: .venv/ready
 
 test: .venv/ready
 	$(BIN)/python -m pytest -n 2 $(ARGS)
+
+bench: .venv/ready
+	$(BIN)/python benchmarks/enrol.py $(ARGS)
 
 lint: .venv/ready
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
