@@ -290,7 +290,7 @@ def test_d_07_a_local_certificate_has_an_end(home: Hierarchy) -> None:
 labels = st.from_regex(r"[a-z0-9]([a-z0-9-]{0,10}[a-z0-9])?", fullmatch=True)
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(
     st.sampled_from(sorted(KEYS)),
     labels,

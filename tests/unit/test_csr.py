@@ -58,7 +58,7 @@ def test_arbitrary_bytes(data: bytes) -> None:
     assert parsed(data) is None
 
 
-@settings(suppress_health_check=[HealthCheck.too_slow], max_examples=400)
+@settings(suppress_health_check=[HealthCheck.too_slow], max_examples=150)
 @given(st.data())
 def test_mutated_requests_are_never_what_was_signed(data: st.DataObject) -> None:
     base = data.draw(st.sampled_from([SOUND, NAMED]))
@@ -80,7 +80,7 @@ def test_mutated_requests_are_never_what_was_signed(data: st.DataObject) -> None
     assert found is None or bytes(octets) == base or found.subject == csr.parse(Der(base)).subject
 
 
-@settings(max_examples=200)
+@settings(max_examples=60)
 @given(
     st.lists(st.tuples(st.sampled_from(["2.5.29.17", "2.5.29.15", "2.5.29.37", "2.5.29.19", "2.5.29.31", "2.5.29.32",
                                         "2.5.29.30", "2.5.29.36", "1.3.6.1.5.5.7.1.1", "1.3.6.1.5.5.7.1.24",
@@ -91,14 +91,14 @@ def test_any_requested_extensions_in_a_well_signed_request(wishes: list[tuple[st
     parsed(maker.request(KEY, extensions=[maker.extension(o, v, critical=c) for o, v, c in wishes]))
 
 
-@settings(max_examples=200)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(st.integers(0, 8), st.binary(max_size=20)), max_size=4), st.booleans())
 def test_any_alternative_names_in_a_well_signed_request(names: list[tuple[int, bytes]], constructed: bool) -> None:
     value = maker.sequence(*(maker.tlv((0xA0 if constructed else 0x80) | kind, octets) for kind, octets in names))
     parsed(maker.request(KEY, extensions=[maker.extension("2.5.29.17", value)]))
 
 
-@settings(max_examples=200)
+@settings(max_examples=60)
 @given(st.binary(max_size=60), st.sampled_from([0x0C, 0x13, 0x14, 0x16, 0x1E, 0x1C, 0x02, 0x30]))
 def test_any_subject_in_a_well_signed_request(value: bytes, tag: int) -> None:
     name = maker.sequence(maker.set_of(maker.sequence(maker.oid("2.5.4.3"), maker.tlv(tag, value))))
@@ -106,13 +106,13 @@ def test_any_subject_in_a_well_signed_request(value: bytes, tag: int) -> None:
     assert found is None or not any(c in found.subject[0].value for c in "\0\r\n\x1b\u2028")
 
 
-@settings(max_examples=200)
+@settings(max_examples=60)
 @given(st.binary(max_size=120))
 def test_any_public_key_in_a_well_formed_request(octets: bytes) -> None:
     assert parsed(maker.request(KEY, public=maker.sequence(octets))) is None
 
 
-@settings(max_examples=100)
+@settings(max_examples=50)
 @given(st.lists(st.binary(max_size=30), max_size=3))
 def test_any_attributes_in_a_well_signed_request(attributes: list[bytes]) -> None:
     parsed(maker.request(KEY, "sn-1", *attributes))

@@ -111,7 +111,7 @@ identities = st.builds(
 profiles = st.sampled_from(list(PROFILES.values()))
 
 
-@settings(max_examples=250)
+@settings(max_examples=120)
 @given(profiles, csrs, identities)
 def test_what_is_granted_is_what_the_profile_names(profile: Profile, csr: Csr, identity: Identity) -> None:
     grant = granted(profile, ask(csr, identity))
@@ -172,7 +172,7 @@ def _tighter(profile: Profile) -> st.SearchStrategy[Profile]:
     )
 
 
-@settings(max_examples=250)
+@settings(max_examples=120)
 @given(st.data(), profiles, csrs, identities)
 def test_a_tightened_profile_never_grants_more(
     data: st.DataObject, profile: Profile, csr: Csr, identity: Identity
