@@ -30,7 +30,6 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "devicesim": ("devicesim",),
     "estserver.cli": ("estserver.cli", "estserver.__main__"),
     "devicesim.cli": ("devicesim.cli", "devicesim.__main__"),
-    "pydantic": ("estserver.config", "estserver.policy.profile", "devicesim.line"),
 }
 """Module → the only rooms that may import it."""
 
