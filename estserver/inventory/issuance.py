@@ -5,7 +5,7 @@ Rules:
 - A key belongs to one device for ever; it is certified once, unless the profile lets the device keep it, and then
   until it is revoked as compromised.
 - A use of a credential and the reservation it pays for are one transaction; a repeat of a request costs nothing for as
-  long as nothing came of it, or what came of it is still the answer.
+  long as nothing came of it, or what came of it is still the answer. What is void gives its use back.
 - One certificate of a device and profile is current; recording a new one supersedes it.
 - Everything here that could be found twice by two processes is looked up again when it is recorded.
 """
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, Row, and_, bindparam, insert, or_, select, update
+from sqlalchemy import Connection, Row, and_, bindparam, delete, exists, insert, or_, select, update
 
 from estserver.errors import BadCredentials, InternalError, KeyReused, NotAuthorized, StorageUnavailable
 from estserver.inventory import audit, counters, outbox
@@ -106,7 +106,6 @@ _ANSWERED = (
         reservation.c.fingerprint == bindparam("same"),
         certificate.c.revoked_at.is_(None),
         certificate.c.superseded_by.is_(None),
-        certificate.c.not_before <= bindparam("now"),
         certificate.c.not_after >= bindparam("now"),
         certificate.c.renew_after > bindparam("now"),
     )
@@ -323,15 +322,35 @@ def void_device(tx: Transaction, device: DeviceId, reason: str) -> None:
 
 
 _VOID = update(reservation).where(reservation.c.serial == bindparam("reserved"), IS_OPEN)
+_PAID_IN_VAIN = select(credential_use.c.credential_id, credential_use.c.fingerprint).where(
+    credential_use.c.fingerprint
+    == select(reservation.c.fingerprint).where(reservation.c.serial == bindparam("reserved")).scalar_subquery(),
+    ~exists().where(
+        reservation.c.fingerprint == credential_use.c.fingerprint, reservation.c.state != ReservationState.VOID
+    ),
+)
+"""The use of a credential by a request of which nothing came, and nothing can come any more."""
 
 
 def _mark_void(tx: Transaction, serial: Serial, device: DeviceId, reason: str) -> None:
     values = {"reserved": serial, "state": ReservationState.VOID, "reason": reason}
     if tx.connection.execute(_VOID, values).rowcount != 1:
         return
+    _give_back(tx.connection, serial)
     counters.add(tx, "voided")
     detail = {"serial": f"{serial:x}", "device": device, "reason": reason}
     audit.append(tx, audit.Fact(f"server:{tx.server_id}", "void", "ok", detail))
+
+
+def _give_back(connection: Connection, serial: Serial) -> None:
+    """Let a credential be used again when what it paid for is void."""
+    paid = connection.execute(_PAID_IN_VAIN, {"reserved": serial}).one_or_none()
+    if paid is None:
+        return
+    use = and_(credential_use.c.credential_id == paid.credential_id, credential_use.c.fingerprint == paid.fingerprint)
+    connection.execute(delete(credential_use).where(use))
+    again = update(credential).where(credential.c.id == paid.credential_id).values(spent=credential.c.spent - 1)
+    connection.execute(again)
 
 
 # --- tell -----------------------------------------------------------------------------------------------------------
