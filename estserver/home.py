@@ -10,6 +10,7 @@ Rules:
 from __future__ import annotations
 
 import ipaddress
+import json
 import os
 import re
 import shutil
@@ -23,11 +24,12 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
+from pydantic import ValidationError
 
 from estserver import csr
 from estserver.assembly import PEPPER, load_profiles
 from estserver.ca import SERIAL_BYTES, IssuingCa, make_ca_certificate, serial_from, write_name, write_san
-from estserver.config import CONFIG_NAME
+from estserver.config import CONFIG_NAME, MqttSection
 from estserver.errors import ConfigError
 from estserver.inventory import Inventory
 from estserver.keys import FileSigner, write_secret
@@ -40,6 +42,7 @@ ISSUING_LIFETIME = timedelta(days=10 * 365)
 BACKDATE = timedelta(days=1)
 TLS_DEVICE = "est-server"
 PEPPER_BYTES = 32
+NAME_MAX_CHARS = 64 - len(" IDevID Issuing CA")  # RFC 5280 appendix A: ub-common-name
 LABELS = ("device", "gateway", "workload", "station", "server", "service")
 
 
@@ -78,8 +81,9 @@ def found(plan: Plan, *, now: datetime, random: Callable[[int], bytes]) -> str:
     """Make the home; return the SHA-256 fingerprint of its root, colon-separated.
 
     Raises:
-        ConfigError: something is in the way, or cannot be written; nothing was changed.
+        ConfigError: something is in the way, cannot be written or makes no sense; nothing was changed.
     """
+    _check_words(plan)
     _refuse_to_overwrite(plan)
     try:
         plan.home.mkdir(parents=True, exist_ok=True)
@@ -90,6 +94,16 @@ def found(plan: Plan, *, now: datetime, random: Callable[[int], bytes]) -> str:
     except OSError as error:
         raise ConfigError(f"{error.filename or plan.home} cannot be written: {error.strerror}") from None
     return fingerprint
+
+
+def _check_words(plan: Plan) -> None:
+    """Refuse what no certificate or configuration can hold."""
+    if not re.fullmatch(rf"(?=.*\S)[^\x00-\x1f\x7f-\x9f]{{1,{NAME_MAX_CHARS}}}", plan.name):
+        raise ConfigError(f"the name {plan.name!r} is not 1 to {NAME_MAX_CHARS} printable characters")
+    try:
+        MqttSection(broker=plan.broker)
+    except ValidationError:
+        raise ConfigError(f"the broker {plan.broker!r} is not mqtts://HOST:PORT") from None
 
 
 def _targets(plan: Plan) -> list[str]:
@@ -212,17 +226,31 @@ def _write_pem(path: Path, certificates: Sequence[Der]) -> None:
 
 
 def _move_into_place(plan: Plan, work: Path) -> None:
+    """Put everything where it belongs, or leave nothing of it behind."""
     roots = plan.root_key_out or work / "private"
     roots.mkdir(mode=0o700, parents=True, exist_ok=True)
-    for stem in _roots(plan):
-        shutil.move(work / "roots" / f"{stem}.key", roots / f"{stem}.key")
-    for name in _targets(plan):
-        (work / name).rename(plan.home / name)
+    placed = list[Path]()
+    try:
+        for stem in _roots(plan):
+            write_secret(roots / f"{stem}.key", (work / "roots" / f"{stem}.key").read_bytes())
+            placed.append(roots / f"{stem}.key")
+        for name in _targets(plan):
+            (work / name).rename(plan.home / name)
+            placed.append(plan.home / name)
+    except BaseException:
+        for path in placed:
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        raise
+
+
+def _quoted(value: object) -> str:
+    """Write a TOML basic string; it escapes what JSON does."""
+    return json.dumps(str(value), ensure_ascii=False)
 
 
 def configuration(plan: Plan) -> str:
     """Write `estserver.toml`: what an operator is likely to touch, with its meaning beside it."""
-    passphrase = f'\npassphrase_file = "{plan.passphrase_file}"' if plan.passphrase_file is not None else ""
+    passphrase = f"\npassphrase_file = {_quoted(plan.passphrase_file)}" if plan.passphrase_file is not None else ""
     labels = "\n".join(f'[labels.{name}]\nprofile = "{name}"\nca = "{plan.ca}"\n' for name in LABELS)
     idevid = ""
     if plan.idevid:
@@ -241,7 +269,7 @@ workers = 1
 
 # Where certificates are announced, as an MQTT client with a certificate of the label `service`. Empty: nowhere.
 [mqtt]
-broker = "{plan.broker}"
+broker = {_quoted(plan.broker)}
 
 # What answers /.well-known/est/<operation>, without a label.
 [default_label]

@@ -70,6 +70,10 @@ class Database:
         self._process = _Process(url, busy_seconds)
         self._left_behind: list[_Process] = []
 
+    def __str__(self) -> str:
+        """Return where it is, without a password."""
+        return self._url.database or "" if self.is_sqlite else self._url.render_as_string()
+
     @property
     def is_sqlite(self) -> bool:
         """Return whether this is a file of our own."""
