@@ -10,6 +10,7 @@ Rules:
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -230,14 +231,13 @@ class Enrollment:
     def _write_down(
         self, door: Door, request: Request, asked: Csr | None, identity: Identity | None, error: EstError, now: datetime
     ) -> None:
-        claimed = request.credentials.name if request.credentials is not None else "anonymous"
         device = device_of(door.profile, asked) if asked is not None else None
         refusal = Refusal(
             code=error.code,
             reasons=error.reasons,
             operation=request.operation,
             label=request.label,
-            requester=str(identity) if identity is not None else f"unrecognised:{claimed}",
+            requester=str(identity) if identity is not None else f"unrecognised:{_claimed(request)}",
             peer_address=request.peer.address,
             device=device,
             spki_sha256=asked.spki_sha256 if asked is not None else None,
@@ -256,3 +256,11 @@ class Enrollment:
         if owner is None or owner == device:
             return []
         return [events.key_reused(device, owner, asked, now, ca=door.ca_name, random=self._random)]
+
+
+def _claimed(request: Request) -> str:
+    """Say who it was, for the audit, when it was not established who it is."""
+    if request.credentials is not None:
+        return request.credentials.name
+    leaf = request.peer.certificate
+    return "anonymous" if leaf is None else f"sha256-{hashlib.sha256(leaf).hexdigest()}"

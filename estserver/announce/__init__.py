@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import IO
 
 from estserver.announce.cloudevent import Speaker, signed_event
 from estserver.announce.publisher import WINDOW, Publisher
@@ -43,17 +44,27 @@ class Announcer:
         self._said = ""
 
     def run(self) -> None:
-        """Wait for the lock, then announce until the process ends."""
-        lock = self._settings.path(Path("announce.lock")).open("a")
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        """Wait for the lock, then announce until the process ends, whatever goes wrong meanwhile."""
+        lock: IO[str] | None = None
         backoff_seconds = 0.5
         while True:
             try:
+                lock = lock or self._lock()
                 self._announce()
-            except EstError as error:
+            except (EstError, OSError) as error:
                 self._say(str(error))
+            except Exception as error:  # noqa: BLE001 - a thread that ends says nothing more, and nothing is announced
+                if repr(error) != self._said:
+                    _log.exception("announcing failed")
+                self._say(repr(error))
             time.sleep(backoff_seconds)
             backoff_seconds = min(backoff_seconds * 2, BACKOFF_MAX_SECONDS) if self._said else 0.5
+
+    def _lock(self) -> IO[str]:
+        """Wait until no other worker announces; the lock lasts as long as the file is open."""
+        lock = self._settings.path(Path("announce.lock")).open("a")
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return lock
 
     def _announce(self) -> None:
         """Connect and drain until something fails."""

@@ -151,7 +151,8 @@ def _tls(settings: MqttSection, resolve: Callable[[Path], Path]) -> ssl.SSLConte
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     try:
         context.load_verify_locations(resolve(settings.trust))
-        context.load_cert_chain(resolve(settings.certificate), resolve(settings.key))
+        # a password, or OpenSSL would ask for one on the terminal
+        context.load_cert_chain(resolve(settings.certificate), resolve(settings.key), password="")
     except OSError as error:
         raise BrokerUnavailable(
             f"the announcer's certificate {resolve(settings.certificate)} cannot be used yet: {error.strerror}"

@@ -4,7 +4,7 @@ Rules:
 - A generated secret has 128 bits, so a fast keyed hash is enough: HMAC-SHA256 under the server's own key.
 - A secret that a human chose gets scrypt. The result of a success is remembered in this process, keyed by a hash that
   only this process can compute, so that the second request of a device does not pay for it again.
-- Every comparison takes constant time, and an unknown name costs what a known one does.
+- Every comparison takes constant time, and an unknown name costs what one with a generated secret does.
 """
 
 from __future__ import annotations

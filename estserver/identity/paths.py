@@ -4,6 +4,7 @@ Rules:
 - An anchor is trusted because an operator put it there, self-signed or not; nothing a peer sends becomes one.
 - Signatures, names, basicConstraints, path length and critical extensions are OpenSSL's to check; time is checked here,
   on every certificate of the path and in both directions, so that each reason gets words of its own.
+- What a peer sends is signed with SHA-256 or better and, if RSA, with 2048 bits or more: OpenSSL alone would take MD5.
 - A leaf must be an end entity that may sign a TLS handshake as a client: keyUsage and extendedKeyUsage are honoured
   where they are present and never demanded, since an IDevID has good reason to carry neither (IEEE 802.1AR).
 """
@@ -17,6 +18,7 @@ from typing import TypeVar
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from OpenSSL import crypto
@@ -26,6 +28,8 @@ from estserver.model import Der
 E = TypeVar("E", bound=x509.ExtensionType)
 _NO_CHECK_TIME = 0x200000  # X509_V_FLAG_NO_CHECK_TIME, which pyOpenSSL does not name
 INTERMEDIATES_MAX = 8
+SIGNATURE_HASH_MIN_BYTES = 32
+RSA_MIN_BITS = 2048
 _UNREADABLE = (ValueError, TypeError, UnsupportedAlgorithm, x509.DuplicateExtension, x509.InvalidVersion)
 
 
@@ -86,7 +90,7 @@ class AnchorSet:
             if chain is None:
                 return None
             anchor = self._names.get(chain[-1].public_bytes(Encoding.DER))
-            problems = (*_usage_problems(certificate), *_time_problems(chain, now))
+            problems = (*_usage_problems(certificate), *_time_problems(chain, now), *_strength_problems(chain[:-1]))
         except _UNREADABLE:
             return None
         return Path(certificate, anchor, problems) if anchor is not None else None
@@ -107,6 +111,15 @@ def _time_problems(chain: Iterable[x509.Certificate], now: datetime) -> Iterable
             yield f"{what} is not valid before {certificate.not_valid_before_utc:%Y-%m-%d %H:%M:%S} UTC"
         if now > certificate.not_valid_after_utc:
             yield f"{what} expired on {certificate.not_valid_after_utc:%Y-%m-%d %H:%M:%S} UTC"
+
+
+def _strength_problems(below_anchor: Iterable[x509.Certificate]) -> Iterable[str]:
+    for certificate in below_anchor:
+        key, algorithm = certificate.public_key(), certificate.signature_hash_algorithm
+        if algorithm is not None and algorithm.digest_size < SIGNATURE_HASH_MIN_BYTES:
+            yield f"a certificate of the chain is signed with {algorithm.name.upper()}"
+        if isinstance(key, rsa.RSAPublicKey) and key.key_size < RSA_MIN_BITS:
+            yield f"a certificate of the chain has a key of {key.key_size} bits"
 
 
 def _usage_problems(leaf: x509.Certificate) -> Iterable[str]:

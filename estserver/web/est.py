@@ -6,6 +6,7 @@ standard does not ask for is a row of `CLIENT_QUIRKS`.
 
 from __future__ import annotations
 
+import base64
 from dataclasses import dataclass
 
 from flask import Blueprint, Response, current_app, request
@@ -95,12 +96,18 @@ def _enroll(operation: Operation, label: str) -> Response:
 
 
 def _credentials() -> BasicCredentials | None:
-    """Read HTTP Basic (RFC 7617); another scheme counts as nothing and is challenged again."""
-    offered = request.authorization
-    if offered is None or offered.type != "basic" or offered.username is None or offered.password is None:
+    """Read HTTP Basic (RFC 7617), the secret as octets; another scheme counts as nothing and is challenged again.
+
+    What claims to be Basic and cannot be read is a credential of nobody: it is refused and written down like any other.
+    """
+    scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+    if scheme.lower() != "basic":
         return None
-    secret = offered.password.encode("utf-8", "surrogateescape")
-    return BasicCredentials(offered.username[:256], secret[: SECRET_MAX_BYTES + 1])
+    try:
+        name, _, secret = base64.b64decode(token.strip(), validate=True).partition(b":")
+    except ValueError:
+        return BasicCredentials("", b"")
+    return BasicCredentials(name.decode("utf-8", "replace")[:256], secret[: SECRET_MAX_BYTES + 1])
 
 
 def _quirk() -> ClientQuirk:

@@ -2,22 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import base64
+import time
+from collections.abc import Callable, Iterator
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import rsa
 
 from estserver.enroll import Request
 from estserver.errors import NotAuthorized
-from estserver.model import BasicCredentials, Operation, Peer
-from tests.csr_maker import CN, ORGANIZATION, attribute, base64_lines, extension, new_key, request, sequence, text, tlv
-from tests.est_server import Est, Holder, Home, RunningServer, found_home, fresh_id, today
+from estserver.identity.credentials import verifier_for_chosen
+from estserver.model import BasicCredentials, CredentialRecord, Operation, Peer
+from tests.csr_maker import (
+    CN,
+    ORGANIZATION,
+    attribute,
+    base64_lines,
+    bits,
+    extension,
+    new_key,
+    oid,
+    request,
+    sequence,
+    signature,
+    text,
+    tlv,
+)
+from tests.est_server import DAY, Est, Holder, Home, RunningServer, found_home, fresh_id, today
 
 pytestmark = pytest.mark.e2e
 DNS, URI, EMAIL = 0x82, 0x86, 0x81
 COUNTRY, LOCALITY = "2.5.4.6", "2.5.4.7"
 MICROSOFT_EXTENSION_REQUEST = "1.3.6.1.4.1.311.2.1.14"
 KELVIN_SIGN = "\u212a"  # its lower case is an ASCII k
+RSA_WITH = {"MD5": "1.2.840.113549.1.1.4", "SHA1": "1.2.840.113549.1.1.5", "SHA256": "1.2.840.113549.1.1.11"}
 
 RICH = """
 [labels.rich]
@@ -257,3 +279,94 @@ def test_an_issuing_ca_that_has_expired_says_so(est: Est) -> None:
         record = inventory.credential(name)
     assert record is not None
     assert record.spent == 0
+
+
+def old_fashioned(maker: rsa.RSAPrivateKey, issuer: x509.Certificate, serial: str, hash_name: str) -> Holder:
+    """A factory certificate signed with a hash that the library no longer signs with."""
+    key = new_key()
+    builder = x509.CertificateBuilder(
+        issuer_name=issuer.subject,
+        subject_name=x509.Name([x509.NameAttribute(x509.NameOID.SERIAL_NUMBER, serial)]),
+        public_key=key.public_key(),
+        serial_number=x509.random_serial_number(),
+        not_valid_before=today() - DAY,
+        not_valid_after=today() + DAY,
+    )
+    good, bad = (oid(RSA_WITH[name]) for name in ("SHA256", hash_name))
+    signed = builder.sign(maker, hashes.SHA256()).tbs_certificate_bytes.replace(good, bad)
+    algorithm, value = signature(maker, signed, hash_name)
+    return Holder(key, x509.load_der_x509_certificate(sequence(signed, algorithm, bits(value))))
+
+
+@pytest.mark.parametrize(("hash_name", "status"), [("MD5", 403), ("SHA1", 403), ("SHA256", 200)])
+def test_a_factory_certificate_with_a_broken_hash_proves_nothing(est: Est, hash_name: str, status: int) -> None:
+    key, device = rsa.generate_private_key(65537, 2048), fresh_id("old")
+    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, device)])
+    builder = x509.CertificateBuilder(
+        issuer_name=subject,
+        subject_name=subject,
+        public_key=key.public_key(),
+        serial_number=1,
+        not_valid_before=today() - DAY,
+        not_valid_after=today() + DAY,
+    ).add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+    anchor = builder.sign(key, hashes.SHA256())
+    est.home.anchor(device, anchor, devices=device)
+    answer = est.post(request(new_key(), device), client=old_fashioned(key, anchor, device, hash_name))
+    assert answer.status == status
+    assert status == 200 or f"signed with {hash_name}" in answer.text
+
+
+# --- what is written down -------------------------------------------------------------------------------------------
+
+
+def test_a_secret_is_octets_and_need_not_be_utf_8(est: Est) -> None:
+    name, secret, salt = fresh_id("human"), "pässwörd-of-old".encode("latin-1"), b"0123456789abcdef"
+    verifier = verifier_for_chosen(secret, salt)
+    record = CredentialRecord(name, "scrypt", verifier, salt, "", (name,), (), 1, 0, today(), today() + DAY)
+    with est.home.inventory() as inventory:
+        inventory.credential_add(record, "operator:test")
+    offered = base64.b64encode(name.encode() + b":" + secret).decode()
+    answer = est.post(request(new_key(), name), headers={"Authorization": f"Basic {offered}"})
+    assert answer.status == 200
+
+
+@pytest.mark.parametrize("token", ["!!!", "", "YQ", base64.b64encode(b"\xff\xfe:x").decode(), "é"])
+def test_basic_that_cannot_be_read_is_refused_and_written_down(est: Est, token: str) -> None:
+    """Even beside a good certificate: a credential, once offered, decides alone."""
+    device = est.device()
+    before = len(est.home.audit())
+    answer = est.post(request(new_key(), device.device), client=device, headers={"Authorization": f"Basic {token}"})
+    assert answer.status == 401
+    (row,) = est.home.audit()[before:]
+    assert (row["action"], row["outcome"]) == ("refuse", "bad-credentials")
+
+
+def test_the_audit_says_which_certificate_was_refused(est: Est) -> None:
+    device = est.device()
+    est.home.revoke(device.certificate)
+    assert est.reenroll(request(new_key(), device.device), device).status == 403
+    row = est.home.audit()[-1]
+    assert row["actor"] == f"unrecognised:sha256-{device.certificate.fingerprint(hashes.SHA256()).hex()}"
+
+
+def test_an_announcer_that_cannot_begin_tries_again(tmp_path: Path) -> None:
+    """Its thread once ended with a traceback, and nothing was ever announced."""
+    home = found_home(tmp_path / "home")
+    settings = (home.path / "estserver.toml").read_text("utf-8")
+    (home.path / "estserver.toml").write_text(
+        settings.replace('broker = ""', 'broker = "mqtts://127.0.0.1:1"'), "utf-8"
+    )
+    (home.path / "announce.lock").mkdir()
+    with RunningServer(home) as server:
+        _until(lambda: "announce.lock" in server.stderr)
+        (home.path / "announce.lock").rmdir()
+        _until(lambda: "mqtt/cert.pem cannot be used yet" in server.stderr)
+        assert Est(server).device()
+
+
+def _until(done: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not done():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
