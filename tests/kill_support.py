@@ -82,8 +82,8 @@ class KillableServer:
 
     def kill(self) -> None:
         """SIGKILL everything at once, as a power cut would that leaves the disk intact."""
-        pids = [self.process.pid, *self.worker_pids()]
-        for pid in pids:
+        self.process.send_signal(signal.SIGSTOP)  # no new workers while the others die
+        for pid in (*self.worker_pids(), self.process.pid):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         self._ended()
@@ -145,6 +145,7 @@ class Asked:
     credential: tuple[str, str] | None = field(default=None, repr=False)
     client: Holder | None = None
     attempts: int = 0
+    answers: int = 0
     certificates: list[bytes] = field(default_factory=list, repr=False)
     refusals: list[str] = field(default_factory=list)
 
@@ -160,6 +161,7 @@ class Asked:
             if not str(error).startswith("no answer but ''"):
                 raise
             return None
+        self.answers += 1
         if answer.status == 200:
             self.certificates.append(answer.certificate.public_bytes(Encoding.DER))
         elif answer.status != 503:
@@ -260,8 +262,9 @@ ORPHANS = {
     "ON r.id = c.id WHERE r.state = 'recorded' AND c.id IS NULL",
     "certificate of a key that is not marked certified": "SELECT c.serial FROM certificate c JOIN device_key k "
     "ON k.spki_sha256 = c.spki_sha256 WHERE NOT k.certified OR k.device <> c.device",
-    "certificate whose two events are not both there, once": "SELECT serial FROM certificate c WHERE "
-    "requester NOT LIKE 'operator:%' AND (SELECT count(*) FROM outbox o WHERE json_extract(o.data, '$.cert.serial') = ltrim(c.serial, '0')) <> 2",
+    "certificate whose two events are not both there, once": "SELECT serial FROM certificate c "
+    "WHERE requester NOT LIKE 'operator:%' AND "
+    "(SELECT count(*) FROM outbox o WHERE json_extract(o.data, '$.cert.serial') = ltrim(c.serial, '0')) <> 2",
     "superseding certificate that does not exist": "SELECT serial FROM certificate c WHERE superseded_by IS NOT NULL "
     "AND NOT EXISTS (SELECT 1 FROM certificate n WHERE n.serial = c.superseded_by)",
 }
