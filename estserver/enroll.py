@@ -244,8 +244,8 @@ class Enrollment:
         )
         try:
             self._inventory.refuse(refusal, now, self._findings(door, asked, device, error, now))
-        except CapacityError:
-            _log.exception("a refusal could not be written down: %s", error.code)
+        except CapacityError as problem:
+            _log.error("%s; a refusal could not be written down: %r", problem, refusal)
 
     def _findings(
         self, door: Door, asked: Csr | None, device: DeviceId | None, error: EstError, now: datetime

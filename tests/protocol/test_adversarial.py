@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import base64
+import os
+import sqlite3
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
 
@@ -13,9 +16,11 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import rsa
 
+from estserver.assembly import enrollment_of
 from estserver.enroll import Request
-from estserver.errors import NotAuthorized
+from estserver.errors import BadCredentials, NotAuthorized
 from estserver.identity.credentials import verifier_for_chosen
+from estserver.inventory import Inventory
 from estserver.model import BasicCredentials, CredentialRecord, Operation, Peer
 from tests.csr_maker import (
     CN,
@@ -348,6 +353,25 @@ def test_the_audit_says_which_certificate_was_refused(est: Est) -> None:
     assert est.reenroll(request(new_key(), device.device), device).status == 403
     row = est.home.audit()[-1]
     assert row["actor"] == f"unrecognised:sha256-{device.certificate.fingerprint(hashes.SHA256()).hex()}"
+
+
+def test_a_refusal_that_cannot_be_written_down_is_one_line_of_the_log(
+    est: Est, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Once a traceback for each, and nothing of who was refused what."""
+    settings, body = est.home.settings, base64_lines(request(new_key(), fresh_id()))
+    asked = Request(Operation.SIMPLEENROLL, "", body, Peer("127.0.0.1"), BasicCredentials("two\nlines", b"x"))
+    file = est.home.path / "estserver.db"
+    with closing(sqlite3.connect(file, isolation_level=None)) as other, Inventory.open(file, busy_seconds=0.1) as ours:
+        enrollment = enrollment_of(settings, ours, clock=today, random=os.urandom)
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(BadCredentials):
+            enrollment.enroll(asked)
+    (record,) = [one for one in caplog.records if one.name == "estserver.enroll"]
+    assert record.exc_info is None
+    assert "locked" in record.getMessage()
+    assert r"unrecognised:two\nlines" in record.getMessage()
+    assert "\n" not in record.getMessage()
 
 
 def test_an_announcer_that_cannot_begin_tries_again(tmp_path: Path) -> None:
