@@ -402,15 +402,11 @@ def _context(trust: x509.Certificate, client: Holder | None, tls: int, options: 
 
 
 def _present(context: SSL.Context, client: Holder) -> None:
-    import warnings
-
     pem = client.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # pyOpenSSL takes an ML-DSA key in no other form
-        context.use_privatekey(crypto.load_privatekey(crypto.FILETYPE_PEM, pem))
-        context.use_certificate(crypto.X509.from_cryptography(client.certificate))
-        for above in client.chain:
-            context.add_extra_chain_cert(crypto.X509.from_cryptography(above))
+    context.use_privatekey(crypto.load_privatekey(crypto.FILETYPE_PEM, pem))  # it takes an ML-DSA key in no other form
+    context.use_certificate(client.certificate)
+    for above in client.chain:
+        context.add_extra_chain_cert(above)
 
 
 # --- actions --------------------------------------------------------------------------------------------------------
