@@ -9,12 +9,14 @@ Rules:
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from datetime import datetime
 from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from estserver import csr
 from estserver.ca import IssuingCa
 from estserver.config import CaSection, LabelSection, Settings
 from estserver.enroll import Door, Enrollment
@@ -22,6 +24,7 @@ from estserver.errors import ConfigError
 from estserver.identity import Anchor, AnchorSet, Authenticator, CredentialVerifier
 from estserver.inventory import Inventory
 from estserver.keys import FileSigner
+from estserver.limits import Limits
 from estserver.model import Der
 from estserver.policy import Profile, parse_profile
 
@@ -63,7 +66,21 @@ def enrollment_of(
         implicit_trust=settings.implicit_trust,
     )
     site_names = frozenset({settings.mqtt.name})
-    return Enrollment(doors, authenticator, inventory, clock=clock, random=random, site_names=site_names)
+    return Enrollment(
+        doors,
+        authenticator,
+        inventory,
+        clock=clock,
+        random=random,
+        site_names=site_names,
+        limits=limits_of(settings),
+        bounds=csr.Bounds(settings.limits.names_max, settings.limits.name_max_chars),
+    )
+
+
+def limits_of(settings: Settings) -> Limits:
+    """Return how often one may ask; each limit has the name of its setting."""
+    return Limits(**{field.name: getattr(settings.limits, field.name) for field in fields(Limits)})
 
 
 def _door(

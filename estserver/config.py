@@ -4,7 +4,7 @@ Rules:
 - Unknown keys are errors, and every problem is reported at once, with the path of the key.
 - Paths in the file are relative to the home directory that holds it.
 - Nothing secret stands in the file: keys and passphrases are files of their own.
-- Durations are text with a unit: `90s`, `15m`, `8h`, `30d`.
+- Durations are text with a unit: `90s`, `15m`, `8h`, `30d`. Rates are a number and a duration: `600/1m`.
 """
 
 from __future__ import annotations
@@ -15,9 +15,19 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationError,
+    model_validator,
+)
 
+from estserver.csr import DEFAULT_BOUNDS
 from estserver.errors import ConfigError
+from estserver.limits import COUNT_MAX, DEFAULT_LIMITS, PERIOD_MAX, Rate
 
 CONFIG_NAME = "estserver.toml"
 RESERVED_LABELS = frozenset({
@@ -43,7 +53,34 @@ def parse_duration(value: object) -> timedelta:
     return timedelta(seconds=int(match[1]) * _UNITS[match[2]])
 
 
+def parse_rate(value: object) -> Rate:
+    """Turn `600/1m` into a rate.
+
+    Raises:
+        ValueError: for anything else, and for what no bucket is made for.
+    """
+    if isinstance(value, Rate):
+        return value
+    match = re.fullmatch(r"([0-9]{1,7})/(.*)", value) if isinstance(value, str) else None
+    if match is None:
+        raise ValueError("is not a rate such as 20/1m or 100/1s")
+    rate = Rate(int(match[1]), parse_duration(match[2]))
+    if not 1 <= rate.count <= COUNT_MAX or not timedelta(seconds=1) <= rate.period <= PERIOD_MAX:
+        raise ValueError(f"is not a rate of 1 to {COUNT_MAX} in a second to an hour")
+    return rate
+
+
+def _rate_or_off(value: object) -> Rate | None:
+    return None if value is None or value == "off" else parse_rate(value)
+
+
+def _rate_text(rate: Rate | None) -> str:
+    return "off" if rate is None else str(rate)
+
+
 Duration = Annotated[timedelta, BeforeValidator(parse_duration)]
+RateText = Annotated[Rate, BeforeValidator(parse_rate), PlainSerializer(_rate_text)]
+RateOrOff = Annotated[Rate | None, BeforeValidator(_rate_or_off), PlainSerializer(_rate_text)]
 
 
 class _Section(BaseModel):
@@ -96,6 +133,19 @@ class StorageSection(_Section):
     url: str = "estserver.db"
 
 
+class LimitsSection(_Section):
+    """`[limits]`: how often one may ask, and how much one request may name."""
+
+    station_rate: RateText = DEFAULT_LIMITS.station_rate
+    credential_rate: RateText = DEFAULT_LIMITS.credential_rate
+    device_rate: RateText = DEFAULT_LIMITS.device_rate
+    address_rate: RateOrOff = Field(default=DEFAULT_LIMITS.address_rate, description="off: a factory sits behind one")
+    stranger_rate: RateText = DEFAULT_LIMITS.stranger_rate
+    guess_rate: RateText = DEFAULT_LIMITS.guess_rate
+    names_max: int = Field(default=DEFAULT_BOUNDS.names_max, ge=1, le=1000)
+    name_max_chars: int = Field(default=DEFAULT_BOUNDS.name_max_chars, ge=64, le=4096)
+
+
 class MqttSection(_Section):
     """`[mqtt]`: where certificates are announced; without a broker nothing is."""
 
@@ -125,6 +175,7 @@ class Settings(_Section):
     default_label: LabelSection
     labels: dict[str, LabelSection] = Field(default_factory=dict)
     server: ServerSection = ServerSection()
+    limits: LimitsSection = LimitsSection()
     tls: TlsSection = TlsSection()
     cas: dict[Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9_-]{0,62}[a-z0-9])?$")], CaSection] = Field(min_length=1)
     storage: StorageSection = StorageSection()

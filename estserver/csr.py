@@ -29,8 +29,6 @@ from estserver.errors import MalformedRequest, ProofOfPossessionFailed, WeakKey
 from estserver.model import Csr, Der, GeneralName, KeyFacts, NameAttribute, RequestedExtension, SpkiHash
 
 BINDING_MAX_CHARS = 255  # RFC 2985 §5.4.1: pkcs-9-ub-challengePassword
-NAMES_MAX = 100
-NAME_MAX_CHARS = 2048
 KEY_USAGE_BITS = (
     *("digital_signature", "content_commitment", "key_encipherment", "data_encipherment", "key_agreement"),
     *("key_cert_sign", "crl_sign", "encipher_only", "decipher_only"),
@@ -60,7 +58,23 @@ _FORMS = {
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ufeff]")
 
 
-def parse(der: Der) -> Csr:
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """How much a request may name.
+
+    Attributes:
+        names_max: subject alternative names.
+        name_max_chars: characters of each, and of each attribute of the subject.
+    """
+
+    names_max: int = 100
+    name_max_chars: int = 2048
+
+
+DEFAULT_BOUNDS = Bounds()
+
+
+def parse(der: Der, bounds: Bounds = DEFAULT_BOUNDS) -> Csr:
     """Read and verify a certification request.
 
     Raises:
@@ -76,14 +90,14 @@ def parse(der: Der) -> Csr:
     _same_octets(key, parts.spki)
     _screen(key)
     signature_hash = _verify(request)
-    wishes = _wishes(request, parts)
+    wishes = _wishes(request, parts, bounds)
     return Csr(
         der=der,
         spki=parts.spki,
         spki_sha256=spki_hash(parts.spki),
         key=facts,
         signature_hash=signature_hash,
-        subject=tuple(map(_clean, asn1.name_attributes(parts.subject))),
+        subject=tuple(_clean(attribute, bounds) for attribute in asn1.name_attributes(parts.subject)),
         san=wishes.san,
         extensions=wishes.extensions,
         key_usage=wishes.key_usage,
@@ -188,7 +202,7 @@ class _Wishes:
     ca: bool = False
 
 
-def _wishes(request: x509.CertificateSigningRequest, parts: asn1.RequestParts) -> _Wishes:
+def _wishes(request: x509.CertificateSigningRequest, parts: asn1.RequestParts, bounds: Bounds) -> _Wishes:
     found = [values for oid, values in parts.attributes if oid in _EXTENSION_REQUESTS]
     if not found:
         return _Wishes()
@@ -206,14 +220,14 @@ def _wishes(request: x509.CertificateSigningRequest, parts: asn1.RequestParts) -
         )
     )
     for wish in asked:
-        wishes = _read_wish(wishes, wish.value)
+        wishes = _read_wish(wishes, wish.value, bounds)
     return wishes
 
 
-def _read_wish(wishes: _Wishes, value: x509.ExtensionType) -> _Wishes:
+def _read_wish(wishes: _Wishes, value: x509.ExtensionType, bounds: Bounds) -> _Wishes:
     match value:
         case x509.SubjectAlternativeName():
-            return replace(wishes, san=general_names(value))
+            return replace(wishes, san=general_names(value, bounds))
         case x509.KeyUsage():
             bits = KEY_USAGE_BITS if value.key_agreement else KEY_USAGE_BITS[:7]
             return replace(wishes, key_usage=tuple(bit for bit in bits if getattr(value, bit)))
@@ -224,17 +238,17 @@ def _read_wish(wishes: _Wishes, value: x509.ExtensionType) -> _Wishes:
     return wishes
 
 
-def general_names(names: x509.SubjectAlternativeName) -> tuple[GeneralName, ...]:
+def general_names(names: x509.SubjectAlternativeName, bounds: Bounds = DEFAULT_BOUNDS) -> tuple[GeneralName, ...]:
     """Read subject alternative names as a sorted set of text values.
 
     Raises:
         MalformedRequest: too many, or one that is not well-formed.
     """
-    if len(names) > NAMES_MAX:
-        raise MalformedRequest(f"{len(names)} subject alternative names; at most {NAMES_MAX} are taken")
+    if len(names) > bounds.names_max:
+        raise MalformedRequest(f"{len(names)} subject alternative names; at most {bounds.names_max} are taken")
     result = {_general_name(name) for name in names}
     for name in result:
-        if len(name.value) > NAME_MAX_CHARS or _CONTROL.search(name.value):
+        if len(name.value) > bounds.name_max_chars or _CONTROL.search(name.value):
             raise MalformedRequest(f"a subject alternative name ({name.kind}) is too long or has control characters")
         if name.kind in _FORMS and not _FORMS[name.kind].fullmatch(name.value):
             raise MalformedRequest(f"the subject alternative name {name.kind}:{name.value!a} is not well-formed")
@@ -271,10 +285,10 @@ def _binding(parts: asn1.RequestParts) -> str | None:
     return text
 
 
-def _clean(attribute: NameAttribute) -> NameAttribute:
+def _clean(attribute: NameAttribute, bounds: Bounds) -> NameAttribute:
     if _CONTROL.search(attribute.value):
         raise MalformedRequest("the subject has control characters in it")
-    if len(attribute.value) > NAME_MAX_CHARS:
+    if len(attribute.value) > bounds.name_max_chars:
         raise MalformedRequest("the subject has an attribute that is too long")
     return attribute
 

@@ -6,6 +6,7 @@ Rules:
 - This is the one path to a signature; re-enrolment is the same path with a predecessor.
 - Nothing is signed before its serial is reserved, and nothing leaves before it is recorded.
 - Every refusal leaves one audit row with all its reasons; a mere lack of credentials is a question, not a refusal.
+- Every request is paid for where it is written down (`estserver.limits`); who cannot pay leaves a row a minute.
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ import hashlib
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from estserver import asn1, binding, csr, events
 from estserver.ca import SERIAL_BYTES, IssuingCa, serial_from
 from estserver.errors import (
+    BadCredentials,
     CapacityError,
     ConfigError,
     EstError,
@@ -26,10 +28,12 @@ from estserver.errors import (
     KeyReused,
     NotAuthenticated,
     NotAuthorized,
+    RateLimited,
     UnknownLabel,
 )
 from estserver.identity import Authenticator
 from estserver.inventory import Inventory
+from estserver.limits import DEFAULT_LIMITS, Bucket, Limits, Throttle
 from estserver.model import (
     BasicCredentials,
     CertificateRecord,
@@ -49,6 +53,9 @@ from estserver.model import (
 from estserver.policy import Ask, Profile, csr_attributes, decide, device_of
 
 _log = logging.getLogger(__name__)
+
+CLOCK_RETRY = timedelta(minutes=1)
+"""How soon a clock may have been set right."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +90,7 @@ class Enrollment:
     Args:
         doors: by label; the empty label is the default one.
         site_names: names that no device gets, whoever vouches for it, such as the announcer's.
+        limits, bounds: how often one may ask, and how much one request may name.
         clock, random: the instant it is, and as many random bytes as asked.
     """
 
@@ -95,6 +103,8 @@ class Enrollment:
         clock: Callable[[], datetime],
         random: Callable[[int], bytes],
         site_names: frozenset[str] = frozenset(),
+        limits: Limits = DEFAULT_LIMITS,
+        bounds: csr.Bounds = csr.DEFAULT_BOUNDS,
     ) -> None:
         self._doors = doors
         self._profiles = {door.profile.name: door.profile for door in doors.values()}
@@ -103,6 +113,9 @@ class Enrollment:
         self._clock = clock
         self._random = random
         self._site_names = site_names
+        self._limits = limits
+        self._bounds = bounds
+        self._throttle = Throttle(inventory.refuse)
 
     def check_clock(self) -> None:
         """Refuse to work by a clock that is outside the life of a CA.
@@ -140,22 +153,32 @@ class Enrollment:
         """Issue what is asked, or return what was issued for the same request before.
 
         Raises:
-            EstError: every refusal, already written down; `StorageUnavailable` and `InternalError` when nothing was.
+            EstError: every refusal, already written down; `CapacityError` and `InternalError` when nothing was.
         """
         door = self._door(request.label)
         now = self._clock()
         asked: Csr | None = None
         identity: Identity | None = None
+        self._throttle.settle(now)
         try:
-            asked = csr.parse(asn1.decode_body(request.body))
-            identity = self._authenticator.identify(request.peer, request.credentials, request.label, now)
+            _require_plausible(now, door.ca)
+            asked = csr.parse(asn1.decode_body(request.body), self._bounds)
+            identity = self._identify(request, now)
+            payment = self._limits.of_identity(identity, request.peer)
+            self._throttle.check(payment, now)
             grant = self._decide(door, request, asked, identity, now)
             self._keep_names_apart(door.profile, grant.device)
             if grant.key_reuse and self._inventory.key_compromised(grant.device, asked.spki_sha256):
                 raise KeyReused("this key was revoked as compromised", advice="make a new key on the device")
-            slot = self._inventory.reserve(grant, serial_from(self._random(SERIAL_BYTES)), now)
+            slot = self._inventory.reserve(grant, serial_from(self._random(SERIAL_BYTES)), now, payment)
             return slot if isinstance(slot, Issued) else self._issue(door, slot)
-        except (NotAuthenticated, CapacityError, InternalError):
+        except (NotAuthenticated, InternalError):
+            raise
+        except RateLimited as error:
+            self._note_often(request, error, now)
+            raise
+        except CapacityError as error:
+            _log.warning("%s of label %r not served: %s", request.operation, request.label, error)
             raise
         except EstError as error:
             self._write_down(door, request, asked, identity, error, now)
@@ -166,6 +189,15 @@ class Enrollment:
         if door is None:
             raise UnknownLabel(f"there is no label {label!r} on this server")
         return door
+
+    def _identify(self, request: Request, now: datetime) -> Identity:
+        def before_guess() -> None:
+            """Look first whether a wrong guess could be paid for: comparing it is what costs."""
+            payment = self._limits.of_stranger(request.peer, request.credentials)
+            self._throttle.check(payment, now)
+            self._inventory.require(payment, now)
+
+        return self._authenticator.identify(request.peer, request.credentials, request.label, now, before_guess)
 
     def _decide(self, door: Door, request: Request, asked: Csr, identity: Identity, now: datetime) -> Grant:
         device = device_of(door.profile, asked)
@@ -242,10 +274,33 @@ class Enrollment:
             device=device,
             spki_sha256=asked.spki_sha256 if asked is not None else None,
         )
+        payment = self._payment(request, identity, error)
         try:
-            self._inventory.refuse(refusal, now, self._findings(door, asked, device, error, now))
+            self._throttle.check(payment, now)
+            self._inventory.refuse(refusal, now, self._findings(door, asked, device, error, now), payment)
+        except RateLimited as limited:
+            self._note_often(request, limited, now)
+            raise
         except CapacityError as problem:
             _log.error("%s; a refusal could not be written down: %r", problem, refusal)
+
+    def _payment(self, request: Request, identity: Identity | None, error: EstError) -> tuple[Bucket, ...]:
+        """Say who pays for a refusal."""
+        if identity is not None:
+            return self._limits.of_identity(identity, request.peer)
+        guessed = request.credentials if isinstance(error, BadCredentials) else None
+        return self._limits.of_stranger(request.peer, guessed)
+
+    def _note_often(self, request: Request, error: RateLimited, now: datetime) -> None:
+        refusal = Refusal(
+            code=error.code,
+            reasons=error.reasons,
+            operation=request.operation,
+            label=request.label,
+            requester=error.owner,
+            peer_address=request.peer.address,
+        )
+        self._throttle.note(error, refusal, now)
 
     def _findings(
         self, door: Door, asked: Csr | None, device: DeviceId | None, error: EstError, now: datetime
@@ -264,3 +319,13 @@ def _claimed(request: Request) -> str:
         return request.credentials.name
     leaf = request.peer.certificate
     return "anonymous" if leaf is None else f"sha256-{hashlib.sha256(leaf).hexdigest()}"
+
+
+def _require_plausible(now: datetime, ca: IssuingCa) -> None:
+    """Do nothing by a clock that jumped to before this CA was made: every date would be wrong, and every check."""
+    if now < ca.not_before:
+        raise CapacityError(
+            f"the clock of this server is wrong: it says {now:%Y-%m-%d %H:%M} UTC",
+            code="clock-not-trustworthy",
+            retry_after=CLOCK_RETRY,
+        )

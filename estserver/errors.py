@@ -17,6 +17,7 @@
     │   ├── UnknownLabel
     │   └── NotFound
     ├── CapacityError           try again later
+    │   ├── RateLimited
     │   └── StorageUnavailable
     ├── ConfigError             a file or an argument of the operator's is wrong
     └── InternalError           our fault, never the client's
@@ -155,6 +156,29 @@ class StorageUnavailable(CapacityError):
     """The inventory could not be read or written: locked, full, read-only. Nothing was issued."""
 
     code = "storage-unavailable"
+
+
+class RateLimited(CapacityError):
+    """Somebody asked more often than the limits allow; `retry_after` is in whole seconds.
+
+    Attributes:
+        limit: which limit, as `[limits]` calls it.
+        owner: who has used it up, as `kind:name`.
+    """
+
+    code = "rate-limited"
+
+    def __init__(
+        self,
+        *reasons: str,
+        advice: str | None = None,
+        retry_after: timedelta | None = None,
+        limit: str = "",
+        owner: str = "",
+    ) -> None:
+        super().__init__(*reasons, advice=advice, retry_after=retry_after)
+        self.limit = limit
+        self.owner = owner
 
 
 class ConfigError(EstError):

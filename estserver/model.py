@@ -250,7 +250,7 @@ class Issued:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """One refused request, for its audit row."""
+    """One refused request, or `count` alike, for an audit row."""
 
     code: str
     reasons: tuple[str, ...]
@@ -260,6 +260,7 @@ class Refusal:
     peer_address: str
     device: str | None = None
     spki_sha256: SpkiHash | None = None
+    count: int = 1
 
 
 @dataclass(frozen=True, slots=True)

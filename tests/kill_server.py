@@ -52,7 +52,8 @@ class Levers:
 
     def begin(self) -> None:
         """Number an enrolment; the position after an append is the same for no two of them."""
-        os.write(self._requests, b".")
+        with suppress(OSError):  # no more room
+            os.write(self._requests, b".")
         number = os.lseek(self._requests, 0, os.SEEK_CUR)
         lines = (line.split() for line in self._read("plan").splitlines())
         self._stage = next((stage for at, stage in lines if int(at) == number), "")

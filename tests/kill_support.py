@@ -26,6 +26,8 @@ from tests import csr_maker
 from tests.est_server import Answer, Est, Holder, Home
 
 PATIENCE_SECONDS = 60
+LATER = (429, 503)
+"""Come back: nothing was done."""
 
 
 # --- the server -----------------------------------------------------------------------------------------------------
@@ -164,14 +166,14 @@ class Asked:
         self.answers += 1
         if answer.status == 200:
             self.certificates.append(answer.certificate.public_bytes(Encoding.DER))
-        elif answer.status != 503:
+        elif answer.status not in LATER:
             self.refusals.append(f"{answer.status} {answer.text.strip()}")
         return answer
 
     def until_answered(self, est: Est) -> Holder:
         """Ask again and again; return what the device then holds."""
         deadline = time.monotonic() + PATIENCE_SECONDS
-        while (answer := self.once(est)) is None or answer.status == 503:
+        while (answer := self.once(est)) is None or answer.status in LATER:
             if time.monotonic() > deadline:
                 raise AssertionError(f"{self} was not answered in {PATIENCE_SECONDS} s")
             time.sleep(0.02)

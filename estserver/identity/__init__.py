@@ -11,7 +11,7 @@ Rules:
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Protocol
 
@@ -74,8 +74,18 @@ class Authenticator:
         self._implicit_trust = implicit_trust
         self._implicit: tuple[list[AnchorRecord], AnchorSet] | None = None
 
-    def identify(self, peer: Peer, credentials: BasicCredentials | None, label: str, now: datetime) -> Identity:
+    def identify(
+        self,
+        peer: Peer,
+        credentials: BasicCredentials | None,
+        label: str,
+        now: datetime,
+        before_guess: Callable[[], None] = lambda: None,
+    ) -> Identity:
         """Establish who asks.
+
+        Args:
+            before_guess: called before a secret is compared at a price; what it raises goes to the caller.
 
         Raises:
             NotAuthenticated: nothing was offered.
@@ -83,14 +93,16 @@ class Authenticator:
             NotAuthorized: a certificate was offered, with every reason why it does not count.
         """
         if credentials is not None:
-            return self._by_credential(credentials, label, now)
+            return self._by_credential(credentials, label, now, before_guess)
         if peer.certificate is None:
             raise NotAuthenticated("neither a client certificate nor a credential was offered")
         return self._by_certificate(peer.certificate, peer.intermediates, now)
 
-    def _by_credential(self, credentials: BasicCredentials, label: str, now: datetime) -> Identity:
+    def _by_credential(
+        self, credentials: BasicCredentials, label: str, now: datetime, before_guess: Callable[[], None]
+    ) -> Identity:
         record = self._registry.authenticable(credentials.name, now)
-        good = self._verifier.matches(record, credentials.secret)
+        good = self._verifier.matches(record, credentials.secret, before_guess)
         if record is None or not good or record.label != label:
             raise BadCredentials("the credential is unknown, wrong, expired, spent, or not for this label")
         return Identity(IdentityKind.CREDENTIAL, record.name, record.devices, record.names, labels=(record.label,))

@@ -4,6 +4,7 @@ Rules:
 - A generated secret has 128 bits, so a fast keyed hash is enough: HMAC-SHA256 under the server's own key.
 - A secret that a human chose gets scrypt. The result of a success is remembered in this process, keyed by a hash that
   only this process can compute, so that the second request of a device does not pay for it again.
+- Before scrypt is paid for, the caller may say that there were guesses enough.
 - Every comparison takes constant time, and an unknown name costs what one with a generated secret does.
 """
 
@@ -13,6 +14,7 @@ import base64
 import hashlib
 import hmac
 import os
+from collections.abc import Callable
 
 from estserver.model import CredentialRecord
 
@@ -39,6 +41,10 @@ def verifier_for_chosen(secret: bytes, salt: bytes) -> bytes:
     return hashlib.scrypt(secret, salt=salt, **_SCRYPT)
 
 
+def _free() -> None:
+    """Let every guess pass."""
+
+
 class CredentialVerifier:
     """Compares offered secrets with what is kept of them; one per process.
 
@@ -51,19 +57,24 @@ class CredentialVerifier:
         self._cache_key = os.urandom(32)
         self._known_good: dict[bytes, None] = {}
 
-    def matches(self, record: CredentialRecord | None, secret: bytes) -> bool:
-        """Return whether `secret` is the one behind `record`; False, after the same work, when there is none."""
+    def matches(self, record: CredentialRecord | None, secret: bytes, before_guess: Callable[[], None] = _free) -> bool:
+        """Return whether `secret` is the one behind `record`; False, after the same work, when there is none.
+
+        Args:
+            before_guess: called before a comparison that costs scrypt; what it raises stops that.
+        """
         if record is None:
             hmac.compare_digest(verifier_for_generated(secret, self._pepper), bytes(32))
             return False
         if record.scheme == "hmac-sha256":
             return hmac.compare_digest(verifier_for_generated(secret, self._pepper), record.verifier)
-        return self._matches_chosen(record, secret)
+        return self._matches_chosen(record, secret, before_guess)
 
-    def _matches_chosen(self, record: CredentialRecord, secret: bytes) -> bool:
+    def _matches_chosen(self, record: CredentialRecord, secret: bytes, before_guess: Callable[[], None]) -> bool:
         digest = hmac.digest(self._cache_key, record.verifier + record.salt + secret, "sha256")
         if digest in self._known_good:
             return True
+        before_guess()
         if not hmac.compare_digest(verifier_for_chosen(secret, record.salt), record.verifier):
             return False
         if len(self._known_good) >= _CACHE_MAX:

@@ -9,6 +9,7 @@ Rules:
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Self
 
 from estserver.errors import EstError
-from estserver.inventory import audit, counters, issuance, outbox, queries, registry, revocation
+from estserver.inventory import audit, buckets, counters, issuance, outbox, queries, refusals, registry, revocation
 from estserver.inventory.audit import AuditReport
 from estserver.inventory.database import Database, open_database
 from estserver.inventory.issuance import Leftover, fingerprint
@@ -25,6 +26,7 @@ from estserver.inventory.queries import Status
 from estserver.inventory.revocation import REASONS, Announce
 from estserver.inventory.schema import canonical_json
 from estserver.inventory.transaction import Transaction
+from estserver.limits import Bucket
 from estserver.model import (
     AnchorRecord,
     AuditRow,
@@ -46,6 +48,8 @@ from estserver.model import (
 
 __all__ = ["REASONS", "AuditReport", "Inventory", "Leftover", "OutboxRow", "Status", "fingerprint"]
 
+_PAYMENTS_PER_PRUNE = 64
+
 
 class Inventory:
     """One server's view of the inventory; make it with `Inventory.open`, once in each process.
@@ -57,6 +61,7 @@ class Inventory:
     def __init__(self, database: Database, server_id: str) -> None:
         self._database = database
         self._server_id = server_id
+        self._payments = itertools.count(1)
 
     @classmethod
     def open(
@@ -93,15 +98,19 @@ class Inventory:
 
     # --- one enrolment ----------------------------------------------------------------------------------------------
 
-    def reserve(self, grant: Grant, serial: Serial, now: datetime) -> Reservation | Issued:
+    def reserve(
+        self, grant: Grant, serial: Serial, now: datetime, payment: Sequence[Bucket] = ()
+    ) -> Reservation | Issued:
         """Write `serial` down for a grant before anything is signed, or return what already answers this request.
 
         Raises:
+            RateLimited: one of the buckets to pay from is empty.
             KeyReused: the key belongs to another device, or was certified before.
             BadCredentials: the credential was removed, has expired, or was spent on other requests.
             InternalError: the serial was used before.
         """
         with self._write(now, durable=False) as tx:
+            self._pay(tx, payment)
             return issuance.reserve(tx, grant, serial)
 
     def record(self, reservation: Reservation, certificate: Der, events: Sequence[Event], now: datetime) -> Issued:
@@ -133,21 +142,31 @@ class Inventory:
         with self._write(now, durable=True) as tx:
             return issuance.void_leftovers(tx)
 
-    def refuse(self, refusal: Refusal, now: datetime, events: Sequence[Event] = ()) -> None:
-        """Write a refusal down."""
-        detail = {
-            "reasons": refusal.reasons,
-            "device": refusal.device,
-            "operation": refusal.operation,
-            "label": refusal.label,
-            "spki_sha256": refusal.spki_sha256,
-            "peer_address": refusal.peer_address,
-        }
+    def refuse(
+        self, refusal: Refusal, now: datetime, events: Sequence[Event] = (), payment: Sequence[Bucket] = ()
+    ) -> None:
+        """Write a refusal down.
+
+        Raises:
+            RateLimited: one of the buckets to pay from is empty; nothing was written.
+        """
         with self._write(now, durable=False) as tx:
-            counters.add(tx, "refused")
-            fact = audit.Fact(refusal.requester, "refuse", refusal.code, detail)
-            audit.append(tx, fact)
-            outbox.add(tx, events)
+            self._pay(tx, payment)
+            refusals.refuse(tx, refusal, events)
+
+    def require(self, payment: Sequence[Bucket], now: datetime) -> None:
+        """Look whether these buckets could be paid from, and take nothing.
+
+        Raises:
+            RateLimited: one of them is empty.
+        """
+        with self._database.read() as connection:
+            buckets.require(connection, payment, now)
+
+    def _pay(self, tx: Transaction, payment: Sequence[Bucket]) -> None:
+        buckets.pay(tx, payment)
+        if payment and next(self._payments) % _PAYMENTS_PER_PRUNE == 0:
+            buckets.prune(tx)
 
     # --- revocation -------------------------------------------------------------------------------------------------
 

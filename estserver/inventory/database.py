@@ -6,6 +6,7 @@ Rules:
   process but may be lost, whole, with the power.
 - Nothing of SQLAlchemy's or the driver's escapes: busy, full, read-only and unreachable are `StorageUnavailable`.
 - A connection never crosses a fork.
+- Nothing is written to a file that is no longer the one of that name.
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ import os
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
-from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, make_url, text
+from sqlalchemy import URL, Connection, Engine, ExceptionContext, create_engine, event, inspect, make_url, text
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, NoSuchModuleError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import ConnectionPoolEntry
@@ -34,7 +36,7 @@ _UNAVAILABLE = {
     sqlite3.SQLITE_READONLY: ("the inventory cannot be written: read-only", 60),
     sqlite3.SQLITE_IOERR: ("the inventory's disk failed", 60),
     sqlite3.SQLITE_FULL: ("the inventory's disk is full", 60),
-    sqlite3.SQLITE_CANTOPEN: ("the inventory cannot be opened", 60),
+    sqlite3.SQLITE_CANTOPEN: ("the inventory cannot be opened: its directory is read-only, or full", 60),
     sqlite3.SQLITE_PERM: ("the inventory cannot be opened: permission denied", 60),
     sqlite3.SQLITE_AUTH: ("the inventory cannot be opened: permission denied", 60),
     sqlite3.SQLITE_CORRUPT: ("the inventory is damaged: restore it from a backup", 3600),
@@ -43,6 +45,8 @@ _UNAVAILABLE = {
 """Primary result code of SQLite → what happened, and the seconds after which asking again makes sense."""
 
 _DAMAGED = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
+_DOUBTFUL = _DAMAGED | {sqlite3.SQLITE_IOERR}
+"""After these a connection may hold pages that are not, or no longer, on the disk."""
 
 
 class _Process:
@@ -50,6 +54,7 @@ class _Process:
 
     def __init__(self, url: URL, busy_seconds: float) -> None:
         self.pid = os.getpid()
+        self.file = _file_at(url)
         self.durable = _engine(url, "FULL", busy_seconds)
         self.quick = _engine(url, "NORMAL", busy_seconds)
         # SQLite's own busy handler polls and is unfair; between threads a lock is neither
@@ -69,6 +74,7 @@ class Database:
         self._busy_seconds = busy_seconds
         self._process = _Process(url, busy_seconds)
         self._left_behind: list[_Process] = []
+        self._check: Callable[[], None] | None = None
 
     def __str__(self) -> str:
         """Return where it is, without a password."""
@@ -103,10 +109,20 @@ class Database:
         mine = self._mine()
         engine = mine.durable if durable else mine.quick
         with mine.turn, _translated(), engine.connect() as connection:
+            if mine.file != _file_at(self._url):
+                raise StorageUnavailable(
+                    "the inventory's file was removed or replaced while it was in use",
+                    advice="the server's operator has to put it back, or to restart the server",
+                    retry_after=timedelta(seconds=60),
+                )
             if self.is_sqlite:
                 connection.exec_driver_sql("BEGIN IMMEDIATE")
             yield connection
             connection.commit()
+
+    def check_at_first_use(self, check: Callable[[], None]) -> None:
+        """Put a check off that cannot be made now: nothing is read or written before it has passed."""
+        self._check = check
 
     def close(self) -> None:
         """Close every connection of this process."""
@@ -114,6 +130,13 @@ class Database:
         self._process.quick.dispose()
 
     def _mine(self) -> _Process:
+        check, self._check = self._check, None
+        if check is not None:
+            try:
+                check()
+            except BaseException:
+                self._check = check
+                raise
         if self._process.pid != os.getpid():
             # kept, not closed: closing a SQLite handle of the parent's would drop the parent's file locks
             self._left_behind.append(self._process)
@@ -122,21 +145,24 @@ class Database:
 
 
 def open_database(where: str | Path, *, create: bool, migrate: bool, busy_seconds: float) -> Database:
-    """Open a database and bring its schema to the newest version.
+    """Open a database and bring its schema to the newest version; if it cannot be used just now, at its first use.
 
     Raises:
         ConfigError: there is none, it is damaged, not an inventory, or newer than this program.
-        StorageUnavailable: it is there but cannot be used now.
+        StorageUnavailable: it is to be made, and cannot.
     """
     url = _url_of(where)
     if url.get_backend_name() == "sqlite":
         _require_file(Path(url.database or ""), create=create)
     database = Database(url, busy_seconds=busy_seconds)
+    check = partial(_bring_up_to_date, database, create=create, migrate=migrate)
     try:
-        _bring_up_to_date(database, create=create, migrate=migrate)
-    except BaseException:
-        database.close()
-        raise
+        check()
+    except BaseException as error:
+        if create or not isinstance(error, StorageUnavailable):
+            database.close()
+            raise
+        database.check_at_first_use(check)
     return database
 
 
@@ -167,6 +193,16 @@ def _require_file(path: Path, *, create: bool) -> None:
             )
     except OSError as error:
         raise ConfigError(f"{path} cannot be made: {error.strerror}") from None
+
+
+def _file_at(url: URL) -> tuple[int, int] | None:
+    """Return what tells a file from another one of the same name; None when there is none, or no file at all."""
+    if url.get_backend_name() != "sqlite" or not url.database:
+        return None
+    with suppress(OSError):
+        found = os.stat(url.database)  # noqa: PTH116 - for every write: no Path is made for it
+        return found.st_dev, found.st_ino
+    return None
 
 
 def _bring_up_to_date(database: Database, *, create: bool, migrate: bool) -> None:
@@ -225,6 +261,7 @@ def _engine(url: URL, synchronous: str, busy_seconds: float) -> Engine:
         connect_args={"timeout": busy_seconds, "isolation_level": None, "check_same_thread": False},
     )
     event.listen(engine, "connect", _pragmas(synchronous))
+    event.listen(engine, "handle_error", _distrust)
     return engine
 
 
@@ -235,6 +272,17 @@ def _pragmas(synchronous: str) -> Callable[[sqlite3.Connection, ConnectionPoolEn
         connection.execute("PRAGMA foreign_keys = ON")
 
     return on_connect
+
+
+def _distrust(context: ExceptionContext) -> None:
+    """Let every connection be made anew when this one may not show what is on the disk."""
+    if _primary_code(context.original_exception) in _DOUBTFUL:
+        context.is_disconnect = True
+
+
+def _primary_code(error: BaseException | None) -> int | None:
+    code: int | None = getattr(error, "sqlite_errorcode", None)
+    return None if code is None else code & 0xFF
 
 
 @contextmanager
@@ -248,8 +296,7 @@ def _translated() -> Iterator[None]:
 
 
 def _raise_ours(error: DBAPIError) -> NoReturn:
-    code = getattr(error.orig, "sqlite_errorcode", None)
-    primary = None if code is None else code & 0xFF
+    primary = _primary_code(error.orig)
     if primary in _UNAVAILABLE:
         reason, seconds = _UNAVAILABLE[primary]
         damaged = "storage-damaged" if primary in _DAMAGED else None

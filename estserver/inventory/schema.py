@@ -5,6 +5,7 @@ Rules:
   the wide `certificate` can be partitioned by expiry one day.
 - Nothing that a page or a list command needs is counted: `counter` is kept in the transactions that change it.
 - Times are whole seconds since 1970 (UTC), serials 40 hex digits, digests lower-case hex: one spelling, any database.
+  Only `bucket`, where many share a second, counts in microseconds.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from sqlalchemy import (
 
 from estserver.model import GeneralName, NameAttribute, Serial
 
-SCHEMA_VERSIONS = ("0001",)
+SCHEMA_VERSIONS = ("0001", "0002")
 """Every revision this code can migrate from; the last is the one it works with."""
 
 
@@ -260,6 +261,14 @@ anchor = Table(
     Column("device_id", Text, nullable=False),
     Column("devices", Texts, nullable=False),
     Column("created_at", Instant, nullable=False),
+)
+
+bucket = Table(
+    "bucket",
+    metadata,
+    Column("key", String(64), primary_key=True),
+    Column("full_at_microseconds", BigInteger, nullable=False),
+    sqlite_with_rowid=False,
 )
 
 # --- what is told ---------------------------------------------------------------------------------------------------

@@ -6,12 +6,25 @@ nobody and refuses nobody: who a certificate stands for, and whether that is eno
 
 The rooms: `options` what may be set; `context` how TLS is spoken; `peer` the facts of one handshake; `request` and
 `answer` HTTP/1.1 as bytes; `connection` one connection as a state machine; `deadlines` who has been waiting too long;
-`worker` the event loop; `master` gunicorn around it. Nothing here knows what the application is for.
+`worker` the event loop; `master` gunicorn around it; `events` what is told of all this. Nothing here knows what the
+application is for.
 """
 
 from estserver.serving.errors import CannotServe
+from estserver.serving.events import Closed, FrontEvent, HandshakeFailed, HandshakeProblem, Opened, Refused
 from estserver.serving.master import serve
 from estserver.serving.options import ServeOptions
 from estserver.serving.peer import TlsPeer
 
-__all__ = ["CannotServe", "ServeOptions", "TlsPeer", "serve"]
+__all__ = [
+    "CannotServe",
+    "Closed",
+    "FrontEvent",
+    "HandshakeFailed",
+    "HandshakeProblem",
+    "Opened",
+    "Refused",
+    "ServeOptions",
+    "TlsPeer",
+    "serve",
+]

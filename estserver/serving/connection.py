@@ -24,6 +24,7 @@ from OpenSSL import SSL
 
 from estserver.serving.answer import format_refusal
 from estserver.serving.errors import Refusal
+from estserver.serving.events import HandshakeFailed, HandshakeProblem, Observe, Refused, handshake_failed
 from estserver.serving.peer import TlsPeer, peer_of
 from estserver.serving.request import END_OF_HEAD, Request
 
@@ -59,7 +60,9 @@ class Limits:
 class Connection:
     """One client, from accept to close."""
 
-    def __init__(self, sock: socket.socket, address: tuple[str, int], context: SSL.Context, limits: Limits) -> None:
+    def __init__(
+        self, sock: socket.socket, address: tuple[str, int], context: SSL.Context, limits: Limits, observe: Observe
+    ) -> None:
         sock.settimeout(0)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.fd = sock.fileno()
@@ -71,6 +74,7 @@ class Connection:
         self.taken_bytes = 0
         self._socket = sock
         self._limits = limits
+        self._observe = observe
         self._tls = SSL.Connection(context, sock)
         self._tls.set_app_data([])
         self._tls.set_accept_state()
@@ -91,8 +95,10 @@ class Connection:
         except SSL.WantWriteError:
             self.interest = selectors.EVENT_WRITE
         except (SSL.ZeroReturnError, SSL.SysCallError, OSError):
-            self.phase = Phase.CLOSED  # the client is gone
-        except SSL.Error:
+            self._lose(HandshakeProblem.GONE)
+        except SSL.Error as error:
+            if self.phase is Phase.HANDSHAKE:
+                self._observe(handshake_failed(self.address[0], error))
             self._fail()
 
     def _step(self) -> None:
@@ -111,7 +117,9 @@ class Connection:
 
     def refuse(self, refusal: Refusal) -> None:
         """Send one of the front's own answers, and end."""
-        method = self.request.method if self.request else "GET"
+        method, path = (self.request.method, self.request.path) if self.request else ("", "")
+        version = self._tls.get_protocol_version_name()
+        self._observe(Refused(self.address[0], version, refusal.status, refusal.text, method, path))
         self.answer(format_refusal(refusal, method=method), keep_alive=False)
 
     def expire(self) -> None:
@@ -121,7 +129,7 @@ class Connection:
         elif self.phase is Phase.IDLE:
             self._hang_up()
         else:
-            self.phase = Phase.CLOSED
+            self._lose(HandshakeProblem.TIMEOUT)
 
     def environ(self) -> dict[str, Any]:
         """Give the environ of the request that is READY."""
@@ -213,6 +221,12 @@ class Connection:
             self._tls.shutdown()
             self._socket.shutdown(socket.SHUT_WR)
         self.phase = Phase.LINGER
+
+    def _lose(self, problem: HandshakeProblem) -> None:
+        """End without a word a connection that nobody listens on."""
+        if self.phase is Phase.HANDSHAKE:
+            self._observe(HandshakeFailed(self.address[0], problem))
+        self.phase = Phase.CLOSED
 
     def _fail(self) -> None:
         """End a connection whose TLS broke; OpenSSL has written the alert, the client shall get to read it."""

@@ -8,11 +8,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from estserver.serving.events import FrontEvent, Observe
+
 WsgiApp: TypeAlias = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
 
 def _no_announcement(_host: str, _port: int) -> None:
     """Tell nobody that the server is ready."""
+
+
+def _unobserved(_event: FrontEvent) -> None:
+    """Tell nobody what happens."""
 
 
 def _nothing_to_check() -> None:
@@ -43,6 +49,7 @@ class ServeOptions:
         graceful_seconds: how long a stopping worker lets requests in flight finish.
         on_ready: called once, in the master, with the address and port, when every worker serves.
         before_reload: called in the master on SIGHUP; by raising CannotServe it keeps everything as it was.
+        observe: called in the workers with every `FrontEvent`.
         log: where errors and lifecycle lines go.
     """
 
@@ -65,4 +72,5 @@ class ServeOptions:
     graceful_seconds: float = 30.0
     on_ready: Callable[[str, int], None] = _no_announcement
     before_reload: Callable[[], None] = _nothing_to_check
+    observe: Observe = field(default=_unobserved, repr=False)
     log: logging.Logger = field(default_factory=lambda: logging.getLogger("estserver.serving"))

@@ -24,6 +24,7 @@ from estserver.serving.connection import RECORD_BYTES, Connection, Limits, Phase
 from estserver.serving.deadlines import Deadlines
 from estserver.serving.descriptors import raise_descriptor_limit
 from estserver.serving.errors import CannotServe, Refusal
+from estserver.serving.events import Closed, HandshakeFailed, HandshakeProblem, Opened
 from estserver.serving.options import ServeOptions
 from estserver.serving.request import parser_config
 
@@ -170,12 +171,14 @@ class FrontWorker(Worker):
         limit = self._options.connections_per_address_max
         if limit is not None and self._per_address[address[0]] >= limit:
             sock.close()
+            self._options.observe(HandshakeFailed(address[0], HandshakeProblem.TOO_MANY))
             return
         try:
-            connection = Connection(sock, address, self._context, self._limits)
+            connection = Connection(sock, address, self._context, self._limits, self._options.observe)
         except OSError:  # gone already
             sock.close()
             return
+        self._options.observe(Opened(address[0]))
         self._connections.add(connection)
         self._per_address[address[0]] += 1
         self._selector.register(connection.fd, connection.interest, connection)
@@ -206,6 +209,7 @@ class FrontWorker(Worker):
         self._selector.unregister(connection.fd)
         connection.release()
         address = connection.address[0]
+        self._options.observe(Closed(address))
         self._per_address[address] -= 1
         if not self._per_address[address]:
             del self._per_address[address]

@@ -22,6 +22,7 @@ from estserver.errors import (
     KeyReused,
     NotFound,
     PolicyRefused,
+    RateLimited,
     Refused,
     RequestError,
     UnknownLabel,
@@ -52,6 +53,7 @@ STATUS: tuple[tuple[type[EstError], int], ...] = (
     (KeyReused, 403),
     (UnknownLabel, 404),
     (NotFound, 404),
+    (RateLimited, 429),
     (CapacityError, 503),
     (InternalError, 500),
 )

@@ -127,7 +127,7 @@ def test_openssl_cms_reads_the_answers(est: Est, tmp_path: Path) -> None:
 
 def test_strongswan_enrols_and_renews(est: Est, tmp_path: Path) -> None:
     """`pki --estca` and `pki --est`: PrintableString names, one line of base64, Basic sent unasked, no Accept."""
-    pki = require_program("pki", "strongswan-pki")
+    pki = require_program("pki", "strongswan-pki libstrongswan-standard-plugins")
     device, url = fresh_id(), f"https://localhost:{est.server.port}"
     root = str(est.home.path / "root.pem")
     run(tmp_path, pki, "--estca", "--url", url, "--cacert", root, "--caout", "ca.pem", "--outform", "pem", "--force")

@@ -166,15 +166,15 @@ def test_revocation_counts_at_once_on_a_connection_that_is_open(est: Est) -> Non
         assert wire.request("POST", path, body[1], headers).status == 403
 
 
-def issued_at(est: Est, shift: timedelta) -> Holder:
+def issued_at(est: Est, shift: timedelta, label: str = "") -> Holder:
     """A device whose certificate was issued at another time, by the same home."""
     device, key = fresh_id(), new_key()
-    name, secret = est.home.credential(device)
+    name, secret = est.home.credential(device, label=label)
     with est.home.enrollment(lambda: today() + shift) as enrollment:
         issued = enrollment.enroll(
             Request(
                 Operation.SIMPLEENROLL,
-                "",
+                label,
                 base64_lines(request(key, device)),
                 Peer("192.0.2.1"),
                 BasicCredentials(name, secret.encode()),
@@ -185,8 +185,8 @@ def issued_at(est: Est, shift: timedelta) -> Holder:
 
 @pytest.mark.parametrize("tls", [TLS12, TLS13])
 def test_s_n08_an_expired_certificate_is_refused_in_words(est: Est, tls: int) -> None:
-    device = issued_at(est, -timedelta(days=400))
-    answer = est.reenroll(request(new_key(), device.device), device, tls=tls)
+    device = issued_at(est, -timedelta(hours=20), "workload")  # that profile's certificates live for 8 hours
+    answer = est.reenroll(request(new_key(), device.device), device, label="workload", tls=tls)
     assert answer.status == 403
     assert "expired on" in answer.text
 
