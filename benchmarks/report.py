@@ -150,9 +150,9 @@ def _database(profile: Profile) -> str:
     """Sum up what the inventory does, over all rooms."""
     parts = {
         part: sum(_us(profile, stage) for stage in profile["cpu_ns"] if stage.endswith(f" +{part}"))
-        for part in ("SQLAlchemy", "connection", "SQLite", "commit")
+        for part in ("statements", "begin", "commit")
     }
-    statements = sum(calls for stage, calls in profile["calls"].items() if stage.endswith(" +SQLite"))
+    statements = sum(calls for stage, calls in profile["calls"].items() if stage.endswith(" +statements"))
     spent = ", ".join(f"{part} {us:.0f}" for part, us in parts.items())
     return f"{statements / profile['requests']:.1f} statements: {spent} us"
 

@@ -14,7 +14,7 @@ import importlib
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,33 +38,34 @@ STAGES = (
     Stage("front: close", "estserver.serving.worker:FrontWorker._drop"),
     Stage("front: the loop", "estserver.serving.worker:FrontWorker._turn"),
     Stage("waiting for sockets", "selectors:DefaultSelector.select"),
-    Stage("Flask glue", "estserver.serving.worker:run_app"),
-    Stage("enroll: the use case itself", "estserver.enroll:Enrollment.enroll"),
+    Stage("Flask glue", "estserver.serving.worker:Call.collect"),
+    Stage("Flask glue", "estserver.serving.worker:Call"),
+    Stage("enroll: admit", "estserver.enroll:Enrollment.admit"),
+    Stage("enroll: issue", "estserver.enroll:Enrollment.issue"),
     Stage("parse: base64", "estserver.asn1:decode_body"),
-    Stage("parse: CSR, proof, weak keys", "estserver.csr:parse"),
+    Stage("parse: CSR", "estserver.csr:parse"),
+    Stage("parse: take it apart", "estserver.asn1:request_parts"),
+    Stage("parse: proof of possession", "estserver.csr:_verify"),
     Stage("identity", "estserver.identity:Authenticator.identify"),
     Stage("identity: find the certificate", "estserver.inventory:Inventory.certificate"),
     Stage("identity: find the station", "estserver.inventory:Inventory.station"),
     Stage("identity: path validation", "estserver.identity.paths:AnchorSet.path"),
     Stage("channel binding", "estserver.binding:check"),
     Stage("policy", "estserver.enroll:decide"),
-    Stage("policy: names kept apart", "estserver.enroll:Enrollment._keep_names_apart"),
-    Stage("reserve", "estserver.inventory:Inventory.reserve"),
+    Stage("reserve", "estserver.inventory:Inventory.reserve_all"),
     Stage("sign", "estserver.ca:IssuingCa.issue"),
     Stage("sign: read back and compare", "estserver.ca:IssuingCa._compare"),
     Stage("announce: make the event", "estserver.events:issued"),
-    Stage("record", "estserver.inventory:Inventory.record"),
+    Stage("record", "estserver.inventory:Inventory.record_all"),
     Stage("encode", "estserver.asn1:certs_only"),
     Stage("encode", "estserver.asn1:encode_body"),
     Stage("+audit row", "estserver.inventory.audit:append"),
     Stage("+outbox row", "estserver.inventory.outbox:add"),
-    Stage("+commit", "sqlalchemy:Connection.commit"),
-    Stage("+connection", "sqlalchemy:Engine.connect"),
-    Stage("+connection", "sqlalchemy:Connection.close"),
-    Stage("+SQLAlchemy", "sqlalchemy:Connection.execute"),
-    Stage("+SQLAlchemy", "sqlalchemy:Connection.exec_driver_sql"),
-    Stage("+SQLite", "sqlalchemy.engine.default:DefaultDialect.do_execute"),
-    Stage("+SQLite", "sqlalchemy.engine.default:DefaultDialect.do_executemany"),
+    Stage("+begin", "estserver.inventory.database:_begin"),
+    Stage("+commit", "estserver.inventory.database:_commit"),
+    Stage("+statements", "estserver.inventory.prepared:Prepared.one"),
+    Stage("+statements", "estserver.inventory.prepared:Prepared.all"),
+    Stage("+statements", "estserver.inventory.prepared:Prepared.run"),
 )
 STEPS = {"HANDSHAKE": "front: handshake", "IDLE": "front: receive", "HEAD": "front: receive", "BODY": "front: receive",
          "ANSWER": "front: send", "LINGER": "front: close"}  # fmt: skip
@@ -143,18 +144,19 @@ def instrument(clock: Clock, report: Path, warm_up: int) -> None:
 
 def _count(clock: Clock, worker: type, report: Path, warm_up: int) -> None:
     serve, run = vars(worker)["_serve"], vars(worker)["run"]
-    served = 0
+    served = before = 0
 
-    def counted(self: object, connection: object) -> None:
-        nonlocal served
-        served += 1
-        if served == warm_up:
+    def counted(self: object, ready: Sequence[object]) -> None:
+        nonlocal served, before
+        if served < warm_up <= served + len(ready):
             clock.forget()
-        serve(self, connection)
+            before = served
+        served += len(ready)
+        serve(self, ready)
 
     def reported(self: object) -> None:
         run(self)
-        report.write_text(json.dumps(clock.report(served - warm_up + 1)))
+        report.write_text(json.dumps(clock.report(served - before)))
 
     setattr(worker, "_serve", counted)  # noqa: B010  (not a name to write: the class is not ours)
     setattr(worker, "run", reported)  # noqa: B010

@@ -11,9 +11,12 @@ from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import lru_cache
 
 from asn1crypto import core, x509
 
@@ -29,6 +32,7 @@ OID_SAN = "2.5.29.17"
 
 _SEQUENCE, _SET, _INTEGER, _OID, _CONTEXT_0 = 0x30, 0x31, 0x02, 0x06, 0xA0
 _OID_MAX_BYTES = 64
+OIDS_REMEMBERED_MAX = 512
 _STRING_CODECS = {0x0C: "utf-8", 0x13: "ascii", 0x14: "latin-1", 0x16: "ascii", 0x1E: "utf-16-be"}
 _PEM = re.compile(rb"\A\s*-----BEGIN [A-Z ]+-----\s(.*?)-----END [A-Z ]+-----\s*\Z", re.DOTALL)
 _WHITE_SPACE = bytes.maketrans(b"", b""), b" \t\r\n"
@@ -173,6 +177,7 @@ def _attribute(tlv: Tlv) -> tuple[str, tuple[Tlv, ...]]:
     return dotted(oid.octets), tuple(read_children(values.content, most=64))
 
 
+@lru_cache(OIDS_REMEMBERED_MAX)
 def dotted(oid_octets: bytes) -> str:
     """Write an encoded OBJECT IDENTIFIER with dots."""
     if len(oid_octets) > _OID_MAX_BYTES:
@@ -218,6 +223,57 @@ def name_attributes(name: Der) -> tuple[NameAttribute, ...]:
     return tuple(attributes)
 
 
+# --- certificates ---------------------------------------------------------------------------------------------------
+
+_UTC_TIME_ENDS = 2050
+_VERSION_3 = b"\xa0\x03\x02\x01\x02"
+
+
+def tbs_certificate(
+    *,
+    serial: int,
+    algorithm: Der,
+    issuer: Der,
+    not_before: datetime,
+    not_after: datetime,
+    subject: Der,
+    spki: Der,
+    extensions: Iterable[tuple[str, bool, Der]],
+) -> Der:
+    """Write what a CA signs (RFC 5280 §4.1.2), of parts that are taken over octet for octet.
+
+    Args:
+        algorithm: AlgorithmIdentifier of the signature to come.
+        issuer, subject: Names; `extensions` as for `extensions_der`.
+    """
+    validity = _tlv(_SEQUENCE, _time(not_before), _time(not_after))
+    wrapped = _tlv(0xA3, extensions_der(extensions))
+    number = _tlv(_INTEGER, serial.to_bytes(serial.bit_length() // 8 + 1))
+    return Der(_tlv(_SEQUENCE, _VERSION_3, number, algorithm, issuer, validity, subject, spki, wrapped))
+
+
+def signed(tbs: Der, algorithm: Der, signature: bytes) -> Der:
+    """Put a signature to what was signed: a Certificate (RFC 5280 §4.1.1)."""
+    return Der(_tlv(_SEQUENCE, tbs, algorithm, _tlv(0x03, b"\x00", signature)))
+
+
+def key_identifier(spki: Der) -> bytes:
+    """Return the SHA-1 of the key's bits: an identifier, not a protection (RFC 5280 §4.2.1.2, method 1)."""
+    bits = read_children(read_tlv(spki)[0].content, most=2)[1]
+    return hashlib.sha1(bits.content[1:], usedforsecurity=False).digest()
+
+
+def octet_string(data: bytes) -> Der:
+    """Encode an OCTET STRING."""
+    return Der(_tlv(0x04, data))
+
+
+def _time(at: datetime) -> bytes:
+    """Encode a time as UTCTime up to 2049 and as GeneralizedTime from then on (RFC 5280 §4.1.2.5)."""
+    text = at.astimezone(UTC).strftime("%Y%m%d%H%M%SZ").rjust(15, "0").encode()
+    return _tlv(0x17, text[2:]) if 1950 <= at.year < _UTC_TIME_ENDS else _tlv(0x18, text)
+
+
 # --- answers --------------------------------------------------------------------------------------------------------
 
 _SIGNED_DATA = bytes.fromhex("06092a864886f70d010702")
@@ -250,6 +306,7 @@ def _attr_or_oid(item: CsrAttribute) -> bytes:
     return _tlv(_SEQUENCE, oid_der(item.oid), _tlv(_SET, *sorted(item.values)))
 
 
+@lru_cache(OIDS_REMEMBERED_MAX)
 def oid_der(oid: str) -> Der:
     """Encode a dotted object identifier."""
     return Der(core.ObjectIdentifier(oid).dump())

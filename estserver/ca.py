@@ -3,7 +3,8 @@
 Rules (est-conformance section 11, RFC 5280 §4):
 - The subject is written anew from the grant, the issuer's name is copied from the CA's certificate octet for octet.
 - The key is the CSR's, octet for octet.
-- Before a certificate leaves, it is read back and compared with the grant: what was not decided is not in it.
+- Before a certificate leaves, another library than wrote it reads it, and it is compared with the grant: what was not
+  decided is not in it.
 """
 
 from __future__ import annotations
@@ -17,10 +18,12 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.x509.oid import ExtensionOID
 
+from estserver import asn1
 from estserver.errors import ConfigError, InternalError
 from estserver.keys import Signer
-from estserver.model import Der, Extension, GeneralName, NameAttribute, Reservation, Serial
+from estserver.model import Der, GeneralName, Grant, NameAttribute, Reservation, Serial
 
 SERIAL_BYTES = 20
 
@@ -66,7 +69,8 @@ class IssuingCa:
                 raise ConfigError("the issuing CA's certificate was not issued by the root") from None
             below = above
         ski = self._parsed.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
-        self._authority_key = x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(ski)
+        self._authority_key = Der(x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(ski).public_bytes())
+        self._subject = Der(self._parsed.subject.public_bytes())
 
     @property
     def not_after(self) -> datetime:
@@ -94,42 +98,53 @@ class IssuingCa:
         Raises:
             InternalError: what came out is not what was granted; it must not leave.
         """
-        grant = reservation.grant
-        public_key = _public_key(grant.csr.spki)
-        builder = (
-            x509.CertificateBuilder()
-            .serial_number(reservation.serial)
-            .issuer_name(self._parsed.subject)
-            .subject_name(write_name(grant.subject))
-            .not_valid_before(grant.not_before)
-            .not_valid_after(grant.not_after)
-            .public_key(public_key)
-            .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
-            .add_extension(self._authority_key, critical=False)
+        grant, signer = reservation.grant, self._signer
+        tbs = asn1.tbs_certificate(
+            serial=reservation.serial,
+            algorithm=signer.algorithm,
+            issuer=self._subject,
+            not_before=grant.not_before,
+            not_after=grant.not_after,
+            subject=Der(write_name(grant.subject).public_bytes()),
+            spki=grant.csr.spki,
+            extensions=self._extensions(grant),
         )
-        if grant.san:
-            builder = builder.add_extension(write_san(grant.san), critical=not grant.subject)
-        for extension in grant.extensions:
-            builder = builder.add_extension(_raw(extension), critical=extension.critical)
-        certificate = self._signer.sign_certificate(builder)
+        certificate = asn1.signed(tbs, signer.algorithm, signer.sign_data(tbs))
         self._compare(certificate, reservation)
-        return Der(certificate.public_bytes(Encoding.DER))
+        return certificate
 
-    def _compare(self, certificate: x509.Certificate, reservation: Reservation) -> None:
+    def _extensions(self, grant: Grant) -> list[tuple[str, bool, Der]]:
+        """Say whose key this is and whose signature, then what was granted."""
+        found = [
+            (_SKI, False, asn1.octet_string(asn1.key_identifier(grant.csr.spki))),
+            (_AKI, False, self._authority_key),
+        ]
+        if grant.san:
+            found.append((asn1.OID_SAN, not grant.subject, Der(write_san(grant.san).public_bytes())))
+        return [*found, *((extension.oid, extension.critical, extension.value) for extension in grant.extensions)]
+
+    def _compare(self, der: Der, reservation: Reservation) -> None:
+        """Let another reader than the one who wrote it say what the certificate is."""
         grant = reservation.grant
-        expected = {x509.SubjectKeyIdentifier.oid.dotted_string, x509.AuthorityKeyIdentifier.oid.dotted_string}
-        expected |= {extension.oid for extension in grant.extensions}
-        expected |= {x509.SubjectAlternativeName.oid.dotted_string} if grant.san else set()
-        faithful = (
-            certificate.serial_number == reservation.serial
-            and certificate.issuer.public_bytes() == self._parsed.subject.public_bytes()
-            and certificate.not_valid_before_utc == grant.not_before
-            and certificate.not_valid_after_utc == grant.not_after
-            and _spki(certificate) == grant.csr.spki
-            and {extension.oid.dotted_string for extension in certificate.extensions} == expected
-        )
+        expected = {_SKI, _AKI, *(extension.oid for extension in grant.extensions), *([asn1.OID_SAN] * bool(grant.san))}
+        try:
+            certificate = x509.load_der_x509_certificate(der)
+            faithful = (
+                certificate.serial_number == reservation.serial
+                and certificate.issuer == self._parsed.subject
+                and certificate.subject == write_name(grant.subject)
+                and certificate.not_valid_before_utc == grant.not_before
+                and certificate.not_valid_after_utc == grant.not_after
+                and _spki(certificate) == grant.csr.spki
+                and {extension.oid.dotted_string for extension in certificate.extensions} == expected
+            )
+        except (ValueError, x509.DuplicateExtension):
+            faithful = False
         if not faithful:
             raise InternalError("the certificate that was signed is not the one that was granted")
+
+
+_SKI, _AKI = ExtensionOID.SUBJECT_KEY_IDENTIFIER.dotted_string, ExtensionOID.AUTHORITY_KEY_IDENTIFIER.dotted_string
 
 
 def write_name(attributes: Sequence[NameAttribute]) -> x509.Name:
@@ -144,10 +159,6 @@ def write_san(names: Sequence[GeneralName]) -> x509.SubjectAlternativeName:
 
 def _public_key(spki: Der) -> CertificatePublicKeyTypes:
     return cast("CertificatePublicKeyTypes", serialization.load_der_public_key(spki))
-
-
-def _raw(extension: Extension) -> x509.UnrecognizedExtension:
-    return x509.UnrecognizedExtension(x509.ObjectIdentifier(extension.oid), extension.value)
 
 
 def _spki(certificate: x509.Certificate) -> Der:

@@ -10,14 +10,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec, mldsa, padding, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, mldsa, padding, rsa
+from cryptography.x509.oid import SignatureAlgorithmOID
 
+from estserver.asn1 import algorithm_identifier
 from estserver.errors import ConfigError
 from estserver.model import Der
 
@@ -37,6 +40,10 @@ class Signer(Protocol):
     def spki(self) -> Der:
         """SubjectPublicKeyInfo of the key."""
 
+    @property
+    def algorithm(self) -> Der:
+        """AlgorithmIdentifier of what `sign_data` makes."""
+
     def sign_certificate(self, builder: x509.CertificateBuilder) -> x509.Certificate:
         """Sign what the builder describes."""
 
@@ -44,7 +51,7 @@ class Signer(Protocol):
         """Sign a request for the key itself."""
 
     def sign_data(self, data: bytes) -> bytes:
-        """Sign octets, with the hash that belongs to the key."""
+        """Sign octets, with the hash that belongs to the key; the signature as a certificate holds it."""
 
 
 class FileSigner:
@@ -84,6 +91,14 @@ class FileSigner:
         write_secret(path, pem)
         return cls(key)
 
+    @cached_property
+    def algorithm(self) -> Der:
+        """AlgorithmIdentifier of what `sign_data` makes (RFC 5758 §3.2, RFC 4055 §5, RFC 8410, RFC 9881)."""
+        oid = next(oid for kind, oid in _ALGORITHMS if isinstance(self._key, kind))
+        if isinstance(self._key, ec.EllipticCurvePrivateKey) and isinstance(self._hash, hashes.SHA384):
+            oid = SignatureAlgorithmOID.ECDSA_WITH_SHA384
+        return algorithm_identifier(oid.dotted_string, null=isinstance(self._key, rsa.RSAPrivateKey))
+
     @property
     def spki(self) -> Der:
         """SubjectPublicKeyInfo of the key."""
@@ -108,6 +123,16 @@ class FileSigner:
             assert self._hash is not None
             return self._key.sign(data, padding.PKCS1v15(), self._hash)
         return bytes(self._key.sign(data))
+
+
+_ALGORITHMS = (
+    (ec.EllipticCurvePrivateKey, SignatureAlgorithmOID.ECDSA_WITH_SHA256),
+    (rsa.RSAPrivateKey, SignatureAlgorithmOID.RSA_WITH_SHA256),
+    (ed25519.Ed25519PrivateKey, SignatureAlgorithmOID.ED25519),
+    (mldsa.MLDSA44PrivateKey, SignatureAlgorithmOID.ML_DSA_44),
+    (mldsa.MLDSA65PrivateKey, SignatureAlgorithmOID.ML_DSA_65),
+    (mldsa.MLDSA87PrivateKey, SignatureAlgorithmOID.ML_DSA_87),
+)
 
 
 def _hash_of(key: object) -> hashes.SHA256 | hashes.SHA384 | None:

@@ -5,6 +5,8 @@ Rules:
 - Signatures, names, basicConstraints, path length and critical extensions are OpenSSL's to check; time is checked here,
   on every certificate of the path and in both directions, so that each reason gets words of its own.
 - What a peer sends is signed with SHA-256 or better and, if RSA, with 2048 bits or more: OpenSSL alone would take MD5.
+- Whether certificates form a chain does not depend on when that is asked, so it is remembered for the last few who
+  came; whether they are in time is looked at anew each time, and revocation is the inventory's to know.
 - A leaf must be an end entity that may sign a TLS handshake as a client: keyUsage and extendedKeyUsage are honoured
   where they are present and never demanded, since an IDevID has good reason to carry neither (IEEE 802.1AR).
 """
@@ -14,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 from typing import TypeVar
 
 from cryptography import x509
@@ -30,6 +33,7 @@ _NO_CHECK_TIME = 0x200000  # X509_V_FLAG_NO_CHECK_TIME, which pyOpenSSL does not
 INTERMEDIATES_MAX = 8
 SIGNATURE_HASH_MIN_BYTES = 32
 RSA_MIN_BITS = 2048
+REMEMBERED_MAX = 256
 _UNREADABLE = (ValueError, TypeError, UnsupportedAlgorithm, x509.DuplicateExtension, x509.InvalidVersion)
 
 
@@ -55,6 +59,15 @@ class Path:
     problems: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class _Chain:
+    """A leaf and what leads from it to an anchor; `problems` are those that time does not change."""
+
+    certificates: tuple[x509.Certificate, ...]
+    anchor: str
+    problems: tuple[str, ...]
+
+
 class AnchorSet:
     """One database of trust anchors: the explicit one or the implicit one (RFC 7030 §3.3.2).
 
@@ -72,6 +85,7 @@ class AnchorSet:
             self._store.add_cert(crypto.X509.from_cryptography(parsed))
             self._names[bytes(anchor.certificate)] = anchor.name
         self._intermediates = [x509.load_der_x509_certificate(der) for der in intermediates]
+        self._chain = lru_cache(REMEMBERED_MAX)(self._build)
 
     def path(self, leaf: Der, presented: Sequence[Der], now: datetime) -> Path | None:
         """Build and check the path of a client certificate.
@@ -83,17 +97,23 @@ class AnchorSet:
         Returns:
             None when no anchor is reached or the certificate cannot be read.
         """
+        chain = self._chain(leaf, tuple(presented[:INTERMEDIATES_MAX]))
+        if chain is None:
+            return None
+        problems = (*chain.problems, *_time_problems(chain.certificates, now))
+        return Path(chain.certificates[0], chain.anchor, problems)
+
+    def _build(self, leaf: Der, presented: tuple[Der, ...]) -> _Chain | None:
         try:
             certificate = x509.load_der_x509_certificate(leaf)
-            others = [x509.load_der_x509_certificate(der) for der in presented[:INTERMEDIATES_MAX]]
+            others = [x509.load_der_x509_certificate(der) for der in presented]
             chain = self._verified([certificate, *others, *self._intermediates])
-            if chain is None:
+            anchor = None if chain is None else self._names.get(chain[-1].public_bytes(Encoding.DER))
+            if chain is None or anchor is None:
                 return None
-            anchor = self._names.get(chain[-1].public_bytes(Encoding.DER))
-            problems = (*_usage_problems(certificate), *_time_problems(chain, now), *_strength_problems(chain[:-1]))
+            return _Chain(tuple(chain), anchor, (*_usage_problems(certificate), *_strength_problems(chain[:-1])))
         except _UNREADABLE:
             return None
-        return Path(certificate, anchor, problems) if anchor is not None else None
 
     def _verified(self, certificates: Sequence[x509.Certificate]) -> list[x509.Certificate] | None:
         leaf, *others = map(crypto.X509.from_cryptography, certificates)

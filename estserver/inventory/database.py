@@ -154,8 +154,7 @@ class Database:
             if self.is_sqlite:
                 _begin(connection, "FULL" if durable else "NORMAL")
             yield connection
-            driver(connection).commit()
-            connection.commit()
+            _commit(connection)
 
     def check_at_first_use(self, check: Callable[[], None]) -> None:
         """Put a check off that cannot be made now: nothing is read or written before it has passed."""
@@ -327,6 +326,11 @@ def _begin(connection: Connection, synchronous: str) -> None:
         sqlite.execute(f"PRAGMA synchronous = {synchronous}")
         connection.info["synchronous"] = synchronous
     sqlite.execute("BEGIN IMMEDIATE")
+
+
+def _commit(connection: Connection) -> None:
+    driver(connection).commit()
+    connection.commit()  # SQLAlchemy's own idea of a transaction, if a statement went through it
 
 
 def _primary_code(error: BaseException | None) -> int | None:

@@ -142,7 +142,10 @@ class Texts(TypeDecorator[tuple[str, ...]]):
 
 def canonical_json(value: object) -> str:
     """Write JSON in the one way that is hashed: sorted keys, no white space, ASCII."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return _CANONICAL.encode(value)
+
+
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
 
 
 Id = BigInteger().with_variant(Integer, "sqlite")

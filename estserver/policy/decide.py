@@ -14,9 +14,10 @@ Rules, all checked before anything is refused:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Literal
 
 from cryptography import x509
@@ -289,7 +290,8 @@ def _grant(profile: Profile, ask: Ask, device: DeviceId) -> Grant:
     )
 
 
-def usage_extensions(usages: Sequence[str], purposes: Sequence[str]) -> tuple[Extension, ...]:
+@lru_cache
+def usage_extensions(usages: tuple[str, ...], purposes: tuple[str, ...]) -> tuple[Extension, ...]:
     """Encode key usage (critical, RFC 5280 §4.2.1.3) and extended key usage, leaving out what is empty."""
     extensions = []
     if usages:

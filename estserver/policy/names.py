@@ -60,6 +60,8 @@ def matches(kind: str, pattern: str, value: str) -> bool:
     """Return whether `value` fits a shell-style pattern of the kind `device`, `dns`, `uri` or `text`."""
     if kind in ("dns", "text"):
         pattern, value = pattern.lower(), value.lower()
+    if "*" not in pattern and "?" not in pattern:
+        return pattern == value  # most are the device's own name, each compiled for one request
     return _compiled(kind, pattern).fullmatch(value) is not None
 
 

@@ -63,7 +63,7 @@ def wanted_key(profile: Profile) -> str | None:
 
 def _extensions(profile: Profile) -> tuple[Extension, ...]:
     rules = profile.certificate
-    return usage_extensions(rules.key_usage, [EXTENDED_KEY_USAGES[name] for name in rules.extended_key_usage])
+    return usage_extensions(rules.key_usage, tuple(EXTENDED_KEY_USAGES[name] for name in rules.extended_key_usage))
 
 
 def _key_attribute(key: str, profile: Profile) -> asn1.CsrAttribute:

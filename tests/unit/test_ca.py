@@ -20,7 +20,7 @@ from cryptography.x509.oid import SignatureAlgorithmOID as Sig
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from estserver import csr
+from estserver import asn1, csr
 from estserver.ca import IssuingCa, make_ca_certificate, serial_from, write_name
 from estserver.errors import ConfigError, InternalError
 from estserver.keys import KINDS, FileSigner
@@ -255,7 +255,7 @@ def test_p_11_names_are_written_in_the_types_of_rfc_5280(home: Hierarchy) -> Non
 
 def test_p_12_no_extension_stands_twice(home: Hierarchy) -> None:
     grant = grant_for()
-    with pytest.raises(ValueError, match="already"):
+    with pytest.raises(InternalError, match="not the one that was granted"):
         home.issue(replace(grant, extensions=(*grant.extensions, grant.extensions[0])))
 
 
@@ -316,18 +316,39 @@ def test_a_request_parsed_decided_and_signed_has_exactly_what_was_granted(
 FIXED = hierarchy("P-256", end=NEVER)
 
 
-class _Cheating(FileSigner):
-    """A signer that signs something else."""
+def test_what_was_not_granted_does_not_leave(home: Hierarchy, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = asn1.tbs_certificate
 
-    def sign_certificate(self, builder: x509.CertificateBuilder) -> x509.Certificate:
-        wish = x509.UnrecognizedExtension(x509.ObjectIdentifier("1.2.3.4"), b"\x05\x00")
-        return super().sign_certificate(builder.add_extension(wish, critical=False))
+    def add(extensions: list[tuple[str, bool, Der]], **parts: Any) -> Der:
+        return write(extensions=[*extensions, ("1.2.3.4", False, Der(b"\x05\x00"))], **parts)
 
-
-def test_what_was_not_granted_does_not_leave(home: Hierarchy) -> None:
-    cheat = IssuingCa(home.issuing, [home.root], _Cheating(KEYS["P-256"]))
+    monkeypatch.setattr(asn1, "tbs_certificate", add)
     with pytest.raises(InternalError, match="not the one that was granted"):
-        cheat.issue(Reservation(Serial(1 << 158), grant_for(), NOW))
+        home.ca.issue(Reservation(Serial(1 << 158), grant_for(), NOW))
+
+
+@pytest.mark.parametrize("profile", sorted(PROFILES))
+@pytest.mark.parametrize("kind", ["P-256", "RSA-3072", "ML-DSA-65"])
+@pytest.mark.parametrize("clock", sorted(CLOCKS))
+def test_our_writer_writes_what_the_library_does(profile: str, kind: str, clock: str) -> None:
+    home = hierarchy(kind, CLOCKS[clock], NEVER)
+    grant = replace(grant_for(PROFILES[profile]), not_before=CLOCKS[clock], not_after=CLOCKS[clock] + YEARS)
+    ours = home.issue(grant)
+    builder = x509.CertificateBuilder(
+        issuer_name=x509.load_der_x509_certificate(home.issuing).subject,
+        subject_name=write_name(grant.subject),
+        public_key=x509.load_der_x509_csr(grant.csr.der).public_key(),  # type: ignore[arg-type]  # a key that signs
+        serial_number=ours.serial_number,
+        not_valid_before=ours.not_valid_before_utc.replace(tzinfo=None),
+        not_valid_after=ours.not_valid_after_utc.replace(tzinfo=None),
+        extensions=list(ours.extensions),
+    )
+    key = KEYS[kind]
+    theirs = builder.sign(key, ours.signature_hash_algorithm)  # type: ignore[arg-type]  # none for ML-DSA
+    assert ours.tbs_certificate_bytes == theirs.tbs_certificate_bytes
+    assert ours.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value == (
+        x509.SubjectKeyIdentifier.from_public_key(builder._public_key)  # type: ignore[arg-type]  # it has one
+    )
 
 
 def test_a_ca_whose_parts_do_not_fit_is_not_made(home: Hierarchy) -> None:
