@@ -208,6 +208,7 @@ class Grant:
         predecessor: serial of the certificate being renewed.
         key_reuse: the profile lets this device keep its key (fixed secure elements).
         binding: `verified`, `absent` or `asserted` (by a registration authority), for the audit (RFC 7030 §3.5).
+        peer_address, request_id: where the request came from and which it was, for the audit.
     """
 
     operation: Operation
@@ -227,6 +228,7 @@ class Grant:
     key_reuse: bool = False
     binding: Literal["verified", "absent", "asserted"] = "absent"
     peer_address: str = ""
+    request_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,7 +252,7 @@ class Issued:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """One refused request, or `count` alike, for an audit row."""
+    """One refused request, or `count` alike of which this is the last, for an audit row."""
 
     code: str
     reasons: tuple[str, ...]
@@ -260,6 +262,7 @@ class Refusal:
     peer_address: str
     device: str | None = None
     spki_sha256: SpkiHash | None = None
+    request_id: str = ""
     count: int = 1
 
 

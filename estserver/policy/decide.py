@@ -71,6 +71,7 @@ class Ask:
     now: datetime
     issuer_not_after: datetime
     peer_address: str = ""
+    request_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,6 +283,7 @@ def _grant(profile: Profile, ask: Ask, device: DeviceId) -> Grant:
         key_reuse=profile.renewal.key_reuse == "same-device",
         binding=ask.binding,
         peer_address=ask.peer_address,
+        request_id=ask.request_id,
     )
 
 
