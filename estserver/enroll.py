@@ -26,6 +26,7 @@ from estserver.errors import (
     EstError,
     InternalError,
     KeyReused,
+    Known,
     NotAuthenticated,
     NotAuthorized,
     RateLimited,
@@ -82,6 +83,7 @@ class Request:
     body: bytes
     peer: Peer
     credentials: BasicCredentials | None = None
+    id: str = ""
 
 
 class Enrollment:
@@ -149,8 +151,11 @@ class Enrollment:
         door = self._door(label)
         return csr_attributes(door.profile, binding_required=door.binding_required)
 
-    def enroll(self, request: Request) -> Issued:
+    def enroll(self, request: Request, granted: Callable[[Grant], None] = lambda _grant: None) -> Issued:
         """Issue what is asked, or return what was issued for the same request before.
+
+        Args:
+            granted: told what was granted, before anything is issued.
 
         Raises:
             EstError: every refusal, already written down; `CapacityError` and `InternalError` when nothing was.
@@ -167,6 +172,7 @@ class Enrollment:
             payment = self._limits.of_identity(identity, request.peer)
             self._throttle.check(payment, now)
             grant = self._decide(door, request, asked, identity, now)
+            granted(grant)
             self._keep_names_apart(door.profile, grant.device)
             if grant.key_reuse and self._inventory.key_compromised(grant.device, asked.spki_sha256):
                 raise KeyReused("this key was revoked as compromised", advice="make a new key on the device")
@@ -213,6 +219,7 @@ class Enrollment:
             now=now,
             issuer_not_after=door.ca.not_after,
             peer_address=request.peer.address,
+            request_id=request.id,
         )
         return decide(door.profile, ask)
 
@@ -273,7 +280,9 @@ class Enrollment:
             peer_address=request.peer.address,
             device=device,
             spki_sha256=asked.spki_sha256 if asked is not None else None,
+            request_id=request.id,
         )
+        error.known = Known(refusal.requester, refusal.device, refusal.spki_sha256)
         payment = self._payment(request, identity, error)
         try:
             self._throttle.check(payment, now)
@@ -299,7 +308,9 @@ class Enrollment:
             label=request.label,
             requester=error.owner,
             peer_address=request.peer.address,
+            request_id=request.id,
         )
+        error.known = Known(refusal.requester)
         self._throttle.note(error, refusal, now)
 
     def _findings(
