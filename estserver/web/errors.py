@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import re
 
-from flask import Flask, Response, current_app
+from flask import Flask, Response, current_app, request
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, RequestEntityTooLarge
 
 from estserver.errors import (
@@ -27,6 +27,8 @@ from estserver.errors import (
     RequestError,
     UnknownLabel,
 )
+from estserver.observe import fields
+from estserver.web.observe import note, note_error, request_id
 
 _log = logging.getLogger(__name__)
 
@@ -61,6 +63,13 @@ STATUS: tuple[tuple[type[EstError], int], ...] = (
 
 RETRY_SECONDS = 5
 
+HTTP_ERRORS = {
+    404: ("no-such-operation", "there is no such EST operation or label here"),
+    405: ("method-not-allowed", "this operation does not take that method"),
+    413: ("body-too-large", "the body is larger than this server takes"),
+}
+"""Status of an error that is Flask's → reason code, and what the client is told."""
+
 
 def install(app: Flask) -> None:
     """Register the handlers for everything that can end a request."""
@@ -76,6 +85,7 @@ def status_of(error: EstError) -> int:
 
 def _est_error(error: EstError) -> Response:
     status = status_of(error)
+    note_error(request.environ, error)
     if status == 401:
         response = Response(status=401)
         realm = current_app.config["ESTLINE_REALM"]
@@ -83,7 +93,7 @@ def _est_error(error: EstError) -> Response:
         del response.headers["Content-Type"]
         return response
     if status == 500:
-        _log.error("internal error: %s", error)
+        _log.error("internal error: %s", error, extra=_which_request())
         return _text("the server failed to do this; nothing was issued", 500)
     lines = [*error.reasons, *([error.advice] if error.advice else [])]
     response = _text("\n".join(lines), status)
@@ -94,13 +104,10 @@ def _est_error(error: EstError) -> Response:
 
 
 def _http_error(error: HTTPException) -> Response:
-    texts = {
-        404: "there is no such EST operation or label here",
-        405: "this operation does not take that method",
-        413: "the body is larger than this server takes",
-    }
     status = error.code or 500
-    response = _text(texts.get(status, error.name.lower()), status)
+    reason, text = HTTP_ERRORS.get(status, ("other", error.name.lower()))
+    note(request.environ, reason=reason)
+    response = _text(text, status)
     if isinstance(error, MethodNotAllowed) and error.valid_methods:
         response.headers["Allow"] = ", ".join(sorted(error.valid_methods))
     if isinstance(error, RequestEntityTooLarge):
@@ -109,8 +116,13 @@ def _http_error(error: HTTPException) -> Response:
 
 
 def _unexpected(error: Exception) -> Response:
-    _log.error("unexpected error", exc_info=error)
+    note(request.environ, reason=InternalError.code)
+    _log.error("unexpected error", exc_info=error, extra=_which_request())
     return _text("the server failed to do this; nothing was issued", 500)
+
+
+def _which_request() -> dict[str, dict[str, object]]:
+    return fields({"id": request_id(request.environ)})
 
 
 def _text(text: str, status: int) -> Response:
