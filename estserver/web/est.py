@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 from dataclasses import dataclass
+from functools import partial
 
 from flask import Blueprint, Response, current_app, request
 
@@ -15,6 +16,7 @@ from estserver import asn1
 from estserver.enroll import Enrollment, Request
 from estserver.model import BasicCredentials, Der, Operation
 from estserver.web.errors import NotImplementedHere, WrongMediaType
+from estserver.web.observe import note_grant, note_issued, request_id
 from estserver.web.peer import peer_of
 
 PREFIX = "/.well-known/est"
@@ -90,8 +92,10 @@ def _enroll(operation: Operation, label: str) -> Response:
     enrollment().ca_certificates(label)
     if request.mimetype != "application/pkcs10":
         raise WrongMediaType(f"Content-Type {request.mimetype or 'none'!r} sent; application/pkcs10 is wanted")
-    asked = Request(operation, label, request.get_data(cache=False), peer_of(request.environ), _credentials())
-    issued = enrollment().enroll(asked)
+    environ, body = request.environ, request.get_data(cache=False)
+    asked = Request(operation, label, body, peer_of(environ), _credentials(), request_id(environ))
+    issued = enrollment().enroll(asked, partial(note_grant, environ))
+    note_issued(environ, issued)
     return _answer(asn1.certs_only([issued.certificate]), CERTS_ONLY)
 
 
