@@ -174,12 +174,12 @@ class MetricsSection(_Section):
 
 
 def _is_loopback(host: str) -> bool:
+    bracketed = re.fullmatch(r"\[(.+)\]", host)
     try:
-        if host.startswith("["):
-            return ipaddress.IPv6Address(host.removeprefix("[").removesuffix("]")).is_loopback
-        return ipaddress.IPv4Address(host).is_loopback
+        address = ipaddress.IPv6Address(bracketed[1]) if bracketed else ipaddress.IPv4Address(host)
     except ValueError:
         return False
+    return address.is_loopback
 
 
 class Settings(_Section):
