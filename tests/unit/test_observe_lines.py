@@ -20,6 +20,8 @@ from estserver.observe.lines import VALUE_MAX_CHARS, JsonLines, Lines, TextLines
 
 HOSTILE = st.one_of(
     st.text(st.characters()),
+    st.text('a="\\ \n', max_size=6),
+    st.text("a=", max_size=6),
     st.lists(
         st.sampled_from(
             [
