@@ -31,7 +31,8 @@ from estserver.enroll import Request
 from estserver.home import Plan, found
 from estserver.identity.credentials import verifier_for_generated
 from estserver.inventory import Inventory
-from estserver.model import BasicCredentials, CredentialRecord, Operation, Peer, StationRecord
+from estserver.model import BasicCredentials, Operation, Peer
+from estserver.records import CredentialRecord, StationRecord
 
 STATION = "line-1"
 START_SECONDS = 20

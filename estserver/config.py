@@ -9,6 +9,7 @@ Rules:
 
 from __future__ import annotations
 
+import ipaddress
 import re
 import tomllib
 from datetime import timedelta
@@ -22,6 +23,7 @@ from pydantic import (
     Field,
     PlainSerializer,
     ValidationError,
+    field_validator,
     model_validator,
 )
 
@@ -157,6 +159,29 @@ class MqttSection(_Section):
     trust: Path = Path("root.pem")
 
 
+class MetricsSection(_Section):
+    """`[metrics]`: where Prometheus may ask, from this machine alone; empty for nowhere."""
+
+    listen: str = ""
+
+    @field_validator("listen")
+    @classmethod
+    def _is_of_this_machine(cls, value: str) -> str:
+        host, _, port = value.rpartition(":")
+        if value and not (_is_loopback(host) and re.fullmatch(r"[0-9]{1,5}", port) and int(port) <= 65535):
+            raise ValueError("is not a loopback address with a port, such as 127.0.0.1:9464 or [::1]:9464")
+        return value
+
+
+def _is_loopback(host: str) -> bool:
+    bracketed = re.fullmatch(r"\[(.+)\]", host)
+    try:
+        address = ipaddress.IPv6Address(bracketed[1]) if bracketed else ipaddress.IPv4Address(host)
+    except ValueError:
+        return False
+    return address.is_loopback
+
+
 class Settings(_Section):
     """Everything an operator can decide about one server.
 
@@ -180,6 +205,7 @@ class Settings(_Section):
     cas: dict[Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9_-]{0,62}[a-z0-9])?$")], CaSection] = Field(min_length=1)
     storage: StorageSection = StorageSection()
     mqtt: MqttSection = MqttSection()
+    metrics: MetricsSection = MetricsSection()
 
     @model_validator(mode="after")
     def _labels_make_sense(self) -> Settings:

@@ -28,6 +28,7 @@ from estserver.errors import (
     EstError,
     InternalError,
     KeyReused,
+    Known,
     NotAuthenticated,
     NotAuthorized,
     RateLimited,
@@ -84,6 +85,7 @@ class Request:
     body: bytes
     peer: Peer
     credentials: BasicCredentials | None = None
+    id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,6 +257,7 @@ class Enrollment:
             issuer_not_after=door.ca.not_after,
             peer_address=request.peer.address,
             apart_from=self._apart_from[door.profile.holder],
+            request_id=request.id,
         )
         grant = decide(door.profile, ask)
         if grant.holder == "device" and grant.device in self._site_names:
@@ -326,7 +329,9 @@ class Enrollment:
             peer_address=request.peer.address,
             device=attempt.device,
             spki_sha256=None if attempt.csr is None else attempt.csr.spki_sha256,
+            request_id=request.id,
         )
+        error.known = Known(refusal.requester, refusal.device, refusal.spki_sha256)
         payment = self._payment(request, attempt.identity, error)
         try:
             self._throttle.check(payment, now)
@@ -353,7 +358,9 @@ class Enrollment:
             label=attempt.request.label,
             requester=error.owner,
             peer_address=attempt.request.peer.address,
+            request_id=attempt.request.id,
         )
+        error.known = Known(refusal.requester)
         self._throttle.note(error, refusal, now)
 
     def _findings(self, attempt: Attempt, error: EstError, now: datetime) -> list[Event]:

@@ -28,7 +28,21 @@ several, and `advice` for the human who has to do something. No HTTP in here: `e
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import timedelta
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What was known of a request when it was refused; None for what was not.
+
+    Attributes:
+        requester: `kind:name`, as in the audit row.
+    """
+
+    requester: str
+    device: str | None = None
+    spki_sha256: str | None = None
 
 
 class EstError(Exception):
@@ -39,10 +53,12 @@ class EstError(Exception):
         reasons: every reason, in plain words; never empty.
         advice: what the reader can do about it; may be empty.
         retry_after: how long to wait before the same request can succeed, or None.
+        known: set where the refusal is written down.
     """
 
     code = "error"
     advice = ""
+    known: Known | None = None
 
     def __init__(
         self,

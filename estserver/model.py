@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import datetime
 from enum import StrEnum
 from typing import Literal, NewType
 
@@ -209,6 +209,7 @@ class Grant:
         binding: `verified`, `absent` or `asserted` (by a registration authority), for the audit (RFC 7030 §3.5).
         holder: whether the certificate is a device's or a part of the site's.
         apart_from: profiles of the other kind of holder; who has one of theirs may not have this one.
+        peer_address, request_id: where the request came from and which it was, for the audit.
     """
 
     operation: Operation
@@ -230,6 +231,7 @@ class Grant:
     peer_address: str = ""
     holder: Literal["device", "site"] = "device"
     apart_from: frozenset[str] = frozenset()
+    request_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,7 +255,7 @@ class Issued:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """One refused request, or `count` alike, for an audit row."""
+    """One refused request, or `count` alike of which this is the last, for an audit row."""
 
     code: str
     reasons: tuple[str, ...]
@@ -263,6 +265,7 @@ class Refusal:
     peer_address: str
     device: str | None = None
     spki_sha256: SpkiHash | None = None
+    request_id: str = ""
     count: int = 1
 
 
@@ -328,73 +331,3 @@ class CertificateRecord:
         if self.revoked_at is not None:
             return "revoked"
         return "valid" if self.superseded_by is None else "superseded"
-
-
-@dataclass(frozen=True, slots=True)
-class CredentialRecord:
-    """An enrolment credential for HTTP Basic; the secret itself is not kept.
-
-    Attributes:
-        scheme: `hmac-sha256` for a generated 128-bit secret, `scrypt` for one a human chose.
-        verifier, salt: digest bytes; `salt` is empty for `hmac-sha256`, whose key is the server's.
-        label: the one label it opens; None for the default label.
-        devices, names: as in `Identity`.
-        uses: how many different requests it may be spent on; None for any number until it expires.
-        spent: how many it has been spent on.
-    """
-
-    name: str
-    scheme: Literal["hmac-sha256", "scrypt"]
-    verifier: bytes = field(repr=False)
-    salt: bytes = field(repr=False)
-    label: str
-    devices: tuple[str, ...]
-    names: tuple[str, ...]
-    uses: int | None
-    spent: int
-    created_at: datetime
-    expires_at: datetime | None
-
-
-@dataclass(frozen=True, slots=True)
-class StationRecord:
-    """A registration authority and the devices it may enrol; it authenticates with its certificate (id-kp-cmcRA)."""
-
-    name: str
-    devices: tuple[str, ...]
-    created_at: datetime
-
-
-@dataclass(frozen=True, slots=True)
-class AnchorRecord:
-    """A manufacturer's CA whose IDevIDs may bootstrap: one of the implicit trust anchors (RFC 7030 §3.3.2).
-
-    Attributes:
-        certificate: the anchor; self-signed or not.
-        device_id: how a device id is made from the IDevID: `{serial}` is its subject serialNumber, lower-cased.
-        devices: patterns of the device ids it may vouch for.
-    """
-
-    name: str
-    certificate: Der
-    device_id: str
-    devices: tuple[str, ...]
-    created_at: datetime
-
-
-@dataclass(frozen=True, slots=True)
-class AuditRow:
-    """One link of the audit chain: `hash` covers the row and the hash before it."""
-
-    seq: int
-    at: datetime
-    actor: str
-    action: str
-    outcome: str
-    detail: Mapping[str, object]
-    previous_hash: str
-    hash: str
-
-
-SPENT_CREDENTIAL_GRACE = timedelta(hours=24)
-"""How long a spent one-time password still authenticates a repeat of the request that spent it."""

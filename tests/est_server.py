@@ -35,7 +35,8 @@ from estserver.enroll import Enrollment
 from estserver.home import Plan, found
 from estserver.identity.credentials import verifier_for_generated
 from estserver.inventory import Inventory
-from estserver.model import AnchorRecord, CredentialRecord, Der, StationRecord
+from estserver.model import Der
+from estserver.records import AnchorRecord, CredentialRecord, StationRecord
 from tests import csr_maker
 
 EST = "/.well-known/est"

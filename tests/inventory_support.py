@@ -13,7 +13,6 @@ from typing import Any
 
 from estserver.inventory import Inventory
 from estserver.model import (
-    CredentialRecord,
     Csr,
     Der,
     DeviceId,
@@ -28,6 +27,7 @@ from estserver.model import (
     Serial,
     SpkiHash,
 )
+from estserver.records import CredentialRecord
 
 NOW = datetime(2027, 3, 1, 12, 0, 0, tzinfo=UTC)
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)

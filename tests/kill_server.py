@@ -144,5 +144,5 @@ def load_app(directory: Path, home: Path) -> Callable[..., Any]:
 
 if __name__ == "__main__":
     levers_directory = Path(sys.argv.pop(1))
-    command._load_app = lambda home: load_app(levers_directory, home)
+    command._load_app = lambda home, *_: load_app(levers_directory, home)
     main()

@@ -30,7 +30,7 @@ from estserver.identity.credentials import (
     verifier_for_chosen,
     verifier_for_generated,
 )
-from estserver.model import CredentialRecord
+from estserver.records import CredentialRecord
 
 _CHOSEN_MIN_BYTES = 12
 _COLUMNS = ("name", "label", "devices", "names", "uses", "spent", "expires_at", "state")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import click
 
@@ -18,6 +19,7 @@ from estserver.config import Settings, load_settings
 from estserver.errors import ConfigError, EstError
 
 if TYPE_CHECKING:
+    from estserver.observe import Wire
     from estserver.serving.options import ServeOptions, WsgiApp
 
 _log = logging.getLogger("estserver")
@@ -27,7 +29,14 @@ _log = logging.getLogger("estserver")
 @home_option
 @click.option("--listen", metavar="HOST:PORT", help="Instead of [server] listen; port 0 lets the system choose.")
 @click.option("--workers", type=click.IntRange(1, 64), help="Instead of [server] workers.")
-def serve(home: Path, listen: str | None, workers: int | None) -> None:
+@click.option(
+    "--log-format",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    help="How the lines on stderr are written.",
+)
+def serve(home: Path, listen: str | None, workers: int | None, log_format: Literal["text", "json"]) -> None:
     """Serve EST over TLS until SIGTERM; prints one line `ready https://…` when it accepts.
 
     SIGTERM finishes what is in flight; SIGHUP reads certificate and configuration again.
@@ -35,14 +44,18 @@ def serve(home: Path, listen: str | None, workers: int | None) -> None:
     \b
     estserver serve --home certs --listen 0.0.0.0:8443
     """
+    from estserver.observe import Wire, log_to
     from estserver.serving import CannotServe, serve
 
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    log_to(sys.stderr.fileno(), log_format)
     settings = load_settings(home)
-    options = _options(settings, home, listen or settings.server.listen, workers or settings.server.workers)
+    workers = workers or settings.server.workers
+    wire = Wire(workers)
+    options = _options(settings, home, listen or settings.server.listen, workers, wire)
     _look_first(settings)
     try:
-        status = serve(partial(_load_app, home), options)
+        with _metrics_listener(settings) as listener:
+            status = serve(partial(_load_app, home, wire, listener), options)
     except CannotServe as error:
         raise ConfigError(str(error), advice=f"see [server] and [tls] in {home / 'estserver.toml'}") from None
     raise click.exceptions.Exit(status)
@@ -58,15 +71,29 @@ def _look_first(settings: Settings) -> None:
             _log.warning("void: serial %x was reserved for %s and never recorded", left.serial, left.device)
 
 
-def _load_app(home: Path) -> WsgiApp:
+def _metrics_listener(settings: Settings) -> AbstractContextManager[socket.socket | None]:
+    """Bind where Prometheus may ask, for all workers; a reload does not move it."""
+    if not settings.metrics.listen:
+        return nullcontext()
+    from estserver.observe import metrics
+
+    return metrics.listen(settings.metrics.listen)
+
+
+def _load_app(home: Path, wire: Wire, listener: socket.socket | None) -> WsgiApp:
     """Make the application, once in each worker."""
     from estserver.assembly import inventory_of
     from estserver.web import create_app
 
+    wire.begin()
     with _serving_errors():
         settings = load_settings(home)
         inventory = inventory_of(settings)
-        app: WsgiApp = create_app(settings, inventory=inventory, clock=now)
+        app: WsgiApp = create_app(settings, inventory=inventory, clock=now, tell=wire.exchange)
+    if listener is not None:
+        from estserver.observe import metrics
+
+        metrics.start(listener, wire.tally, inventory_of(settings).counters)
     if settings.mqtt.broker:
         from estserver.announce import start_announcer
 
@@ -95,7 +122,7 @@ def _serving_errors() -> Iterator[None]:
         raise CannotServe("; ".join(error.reasons)) from None
 
 
-def _options(settings: Settings, home: Path, listen: str, workers: int) -> ServeOptions:
+def _options(settings: Settings, home: Path, listen: str, workers: int, wire: Wire) -> ServeOptions:
     from estserver.serving import ServeOptions
 
     host, _, port = listen.rpartition(":")
@@ -119,6 +146,7 @@ def _options(settings: Settings, home: Path, listen: str, workers: int) -> Serve
         graceful_seconds=server.graceful_deadline.total_seconds(),
         on_ready=_say_ready,
         before_reload=partial(_look_again, home),
+        observe=wire.front,
     )
 
 

@@ -8,7 +8,7 @@ import click
 
 from estserver.cli.arguments import DEVICE_ID, devices_from
 from estserver.cli.common import actor, emit, home_option, json_option, now, open_inventory
-from estserver.model import StationRecord
+from estserver.records import StationRecord
 
 _SHOWN_MAX = 5
 _COLUMNS = ("name", "devices", "total", "created_at")

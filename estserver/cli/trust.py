@@ -14,7 +14,8 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from estserver.cli.arguments import DEVICE_PATTERN, NAME
 from estserver.cli.common import actor, emit, home_option, json_option, now, open_inventory, read_file
 from estserver.errors import ConfigError
-from estserver.model import AnchorRecord, Der
+from estserver.model import Der
+from estserver.records import AnchorRecord
 
 _COLUMNS = ("name", "subject", "not_after", "device_id", "devices", "sha256")
 

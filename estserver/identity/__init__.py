@@ -21,18 +21,9 @@ from cryptography.x509.oid import NameOID
 from estserver.errors import BadCredentials, NotAuthenticated, NotAuthorized
 from estserver.identity.credentials import CredentialVerifier
 from estserver.identity.paths import Anchor, AnchorSet, Path, extension
-from estserver.model import (
-    AnchorRecord,
-    BasicCredentials,
-    CertificateRecord,
-    CredentialRecord,
-    Der,
-    Identity,
-    IdentityKind,
-    Peer,
-    StationRecord,
-)
+from estserver.model import BasicCredentials, CertificateRecord, Der, Identity, IdentityKind, Peer
 from estserver.policy.names import any_device, device_id
+from estserver.records import AnchorRecord, CredentialRecord, StationRecord
 
 __all__ = ["Anchor", "AnchorSet", "Authenticator", "CredentialVerifier", "Registry"]
 

@@ -16,7 +16,7 @@ import hmac
 import os
 from collections.abc import Callable
 
-from estserver.model import CredentialRecord
+from estserver.records import CredentialRecord
 
 GENERATED_BYTES = 16
 SALT_BYTES = 16

@@ -41,10 +41,7 @@ from estserver.inventory.transaction import Transaction
 from estserver.inventory.void import Leftover
 from estserver.limits import Bucket
 from estserver.model import (
-    AnchorRecord,
-    AuditRow,
     CertificateRecord,
-    CredentialRecord,
     Der,
     DeviceId,
     Event,
@@ -56,8 +53,8 @@ from estserver.model import (
     Reservation,
     Serial,
     SpkiHash,
-    StationRecord,
 )
+from estserver.records import AnchorRecord, AuditRow, CredentialRecord, StationRecord
 
 __all__ = ["REASONS", "AuditReport", "Claim", "Inventory", "Leftover", "OutboxRow", "Signed", "Status"]
 

@@ -18,7 +18,7 @@ from sqlalchemy import Connection, bindparam, insert, select, update
 from estserver.inventory.prepared import Prepared
 from estserver.inventory.schema import audit, audit_head, canonical_json
 from estserver.inventory.transaction import Transaction
-from estserver.model import AuditRow
+from estserver.records import AuditRow
 
 GENESIS = "0" * 64
 """What stands before the first row."""

@@ -370,6 +370,7 @@ def _request_detail(grant: Grant) -> dict[str, object]:
         "csr_sha256": hashlib.sha256(grant.csr.der).hexdigest(),
         "binding": grant.binding,
         "peer_address": grant.peer_address,
+        "request_id": grant.request_id,
     }
 
 

@@ -18,6 +18,7 @@ def refuse(tx: Transaction, refusal: Refusal, events: Sequence[Event]) -> None:
         "label": refusal.label,
         "spki_sha256": refusal.spki_sha256,
         "peer_address": refusal.peer_address,
+        "request_id": refusal.request_id,
     }
     if refusal.count != 1:
         detail["count"] = refusal.count

@@ -13,13 +13,8 @@ from estserver.inventory import audit
 from estserver.inventory.prepared import Prepared
 from estserver.inventory.schema import anchor, credential, credential_use, station
 from estserver.inventory.transaction import Transaction
-from estserver.model import (
-    SPENT_CREDENTIAL_GRACE,
-    AnchorRecord,
-    CredentialRecord,
-    Der,
-    StationRecord,
-)
+from estserver.model import Der
+from estserver.records import SPENT_CREDENTIAL_GRACE, AnchorRecord, CredentialRecord, StationRecord
 
 # --- credentials ----------------------------------------------------------------------------------------------------
 

@@ -6,8 +6,8 @@ those numbers for Prometheus. Nothing here decides anything, and nothing here ca
 """
 
 from estserver.observe.exchange import Exchange
-from estserver.observe.lines import LogFormat, log_to
+from estserver.observe.lines import LogFormat, fields, log_to
 from estserver.observe.tally import Tally
 from estserver.observe.wire import Wire
 
-__all__ = ["Exchange", "LogFormat", "Tally", "Wire", "log_to"]
+__all__ = ["Exchange", "LogFormat", "Tally", "Wire", "fields", "log_to"]

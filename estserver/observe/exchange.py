@@ -11,19 +11,18 @@ class Exchange:
 
     Attributes:
         id: the request's own, also in its audit row.
-        address, tls_version: the connection it came over.
+        peer, tls: address and TLS version of the connection it came over.
         operation, label: only ever ones that this server has; the default label is empty.
-        path: what was asked for instead, when it is none of them.
+        path: what was asked for instead, when it is none of them; never with its query.
         reason: stable code of why it was refused.
         requester: `kind:name` of who asked, as in the audit.
         device, serial, spki_sha256: of the certificate that was issued or asked for; the serial in hex.
-        binding: whether the CSR was bound to this connection (RFC 7030 §3.5).
         seconds: from the complete request to its answer.
     """
 
     id: str
-    address: str
-    tls_version: str
+    peer: str
+    tls: str
     method: str
     status: int
     seconds: float
@@ -35,4 +34,3 @@ class Exchange:
     device: str | None = None
     serial: str | None = None
     spki_sha256: str | None = None
-    binding: str | None = None

@@ -16,7 +16,6 @@ import mmap
 import os
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import suppress
 from typing import TypeAlias
 
 Key: TypeAlias = tuple[str, ...]
@@ -48,17 +47,15 @@ class Tally:
         self._row: int | None = None
         self._mine: dict[Key, int] = {}
 
-    def claim(self) -> None:
-        """Take a free row for this process, and set the levels of all that died to zero."""
+    def claim(self) -> bool:
+        """Take a free row for this process; False when there is none: then nothing of what it does is counted."""
         self._row, self._mine = None, {}
         for row in range(self._rows):
-            with suppress(OSError):
-                fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, row)
+            if self._lock(row):
                 self._reset_levels(row)
-                if self._row is None:
-                    self._row, self._mine = row, dict(self._entries(row))
-                else:
-                    fcntl.lockf(self._file, fcntl.LOCK_UN, 1, row)
+                self._row, self._mine = row, dict(self._entries(row))
+                return True
+        return False
 
     def add(self, key: Key, amount: float = 1.0) -> None:
         """Count."""
@@ -70,9 +67,20 @@ class Tally:
         """Add up what all processes counted, the dead ones included."""
         total = defaultdict[Key, float](float)
         for row in range(self._rows):
+            if row != self._row and self._lock(row):
+                self._reset_levels(row)
+                fcntl.lockf(self._file, fcntl.LOCK_UN, 1, row)
             for key, cell in self._entries(row):
                 total[key] += self._cells[cell]
         return total
+
+    def _lock(self, row: int) -> bool:
+        """Take a row that no living process has."""
+        try:
+            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, row)
+        except OSError:
+            return False
+        return True
 
     def _new(self, key: Key) -> int | None:
         """Begin an entry; it counts as there once `_USED` says so, after everything else was written."""

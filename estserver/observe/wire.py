@@ -2,7 +2,7 @@
 
 Rules:
 - One line per request and one per handshake that failed, whoever answered. No line holds a secret: nothing of a body,
-  no header but what it was recognised by, and of a credential the name alone.
+  no header, and of a credential the name alone.
 - What is counted by comes from small fixed sets (operations, labels, status, reasons); what a client made up counts as
   `(unknown)`, which no label can be called.
 """
@@ -20,6 +20,7 @@ from estserver.serving import Closed, FrontEvent, HandshakeFailed, Opened, Refus
 CONNECTIONS, ACCEPTED, HANDSHAKES = "connections", "accepted", "handshakes"
 REQUESTS, REFUSALS, SECONDS, SECONDS_SUM = "requests", "refusals", "seconds", "seconds_sum"
 LEVELS = frozenset({CONNECTIONS})
+SPARE_ROWS = 16
 UNKNOWN, DEFAULT_LABEL = "(unknown)", "(default)"
 
 SECONDS_BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
@@ -34,58 +35,54 @@ FRONT_REASONS = {
 }
 """Status of an answer of the front's own → reason code."""
 
-_log = logging.getLogger(__name__)
+_SHOWN = (
+    *("id", "peer", "tls", "method", "operation", "label", "path", "status", "reason"),
+    *("requester", "device", "serial", "spki_sha256"),
+)
+"""The fields of a request's line, in its order."""
+
+_log = logging.getLogger("estserver.wire")
 
 
 class Wire:
-    """Logs and counts what happens on the wire."""
+    """Logs and counts what happens on the wire; make it before forking.
 
-    def __init__(self, tally: Tally) -> None:
-        self._tally = tally
+    Args:
+        workers: how many processes will; at a reload those that end and those that begin count at once.
+    """
+
+    def __init__(self, workers: int) -> None:
+        self.tally = Tally(4 * workers + SPARE_ROWS, LEVELS)
+
+    def begin(self) -> None:
+        """Let this process count: call it first in every worker."""
+        if not self.tally.claim():
+            _log.warning("a worker counts nothing: too many of them have not ended yet")
 
     def exchange(self, exchange: Exchange) -> None:
         """Tell a request that the application answered."""
         operation = exchange.operation or UNKNOWN
         label = UNKNOWN if exchange.label is None else exchange.label or DEFAULT_LABEL
         self._count(operation, label, exchange.status, exchange.reason)
-        bound = BOUNDS[bisect_left(SECONDS_BOUNDS, exchange.seconds)]
-        self._tally.add((SECONDS, operation, bound))
-        self._tally.add((SECONDS_SUM, operation), exchange.seconds)
-        _log.info(
-            "request",
-            extra=fields(
-                {
-                    "id": exchange.id,
-                    "peer": exchange.address,
-                    "tls": exchange.tls_version,
-                    "method": exchange.method,
-                    "operation": exchange.operation,
-                    "label": exchange.label,
-                    "path": exchange.path,
-                    "status": exchange.status,
-                    "reason": exchange.reason,
-                    "requester": exchange.requester,
-                    "device": exchange.device,
-                    "serial": exchange.serial,
-                    "spki_sha256": exchange.spki_sha256,
-                    "binding": exchange.binding,
-                    "ms": round(exchange.seconds * 1000, 1),
-                }
-            ),
-        )
+        self.tally.add((SECONDS, operation, BOUNDS[bisect_left(SECONDS_BOUNDS, exchange.seconds)]))
+        self.tally.add((SECONDS_SUM, operation), exchange.seconds)
+        shown = {name: getattr(exchange, name) for name in _SHOWN}
+        shown["ms"] = round(exchange.seconds * 1000, 1)
+        _log.info("request", extra=fields(shown))
 
     def front(self, event: FrontEvent) -> None:
         """Tell what the front did without the application."""
         match event:
             case Opened():
-                self._tally.add((CONNECTIONS,))
-                self._tally.add((ACCEPTED,))
+                self.tally.add((CONNECTIONS,))
+                self.tally.add((ACCEPTED,))
             case Closed():
-                self._tally.add((CONNECTIONS,), -1)
+                self.tally.add((CONNECTIONS,), -1)
             case HandshakeFailed(address, problem, detail):
-                self._tally.add((HANDSHAKES, problem))
-                shown = {"peer": address, "reason": str(problem), "detail": detail or None}
-                _log.info("handshake failed", extra=fields(shown))
+                self.tally.add((HANDSHAKES, problem))
+                _log.info(
+                    "handshake failed", extra=fields({"peer": address, "reason": problem, "detail": detail or None})
+                )
             case Refused():
                 self._refused(event)
 
@@ -104,6 +101,6 @@ class Wire:
         _log.info("refused", extra=fields(shown))
 
     def _count(self, operation: str, label: str, status: int, reason: str | None) -> None:
-        self._tally.add((REQUESTS, operation, label, str(status)))
+        self.tally.add((REQUESTS, operation, label, str(status)))
         if reason is not None:
-            self._tally.add((REFUSALS, reason))
+            self.tally.add((REFUSALS, reason))

@@ -74,6 +74,7 @@ class Ask:
     issuer_not_after: datetime
     peer_address: str = ""
     apart_from: frozenset[str] = frozenset()
+    request_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,6 +288,7 @@ def _grant(profile: Profile, ask: Ask, device: DeviceId) -> Grant:
         peer_address=ask.peer_address,
         holder=profile.holder,
         apart_from=ask.apart_from,
+        request_id=ask.request_id,
     )
 
 

@@ -13,6 +13,7 @@ from estserver.config import Settings
 from estserver.inventory import Inventory
 from estserver.web import errors
 from estserver.web.est import est
+from estserver.web.observe import Observed, Tell, routes, tell_nobody
 from estserver.web.turn import Turn
 
 __all__ = ["create_app"]
@@ -24,12 +25,14 @@ def create_app(
     inventory: Inventory | None = None,
     clock: Callable[[], datetime] = lambda: datetime.now(UTC).replace(microsecond=0),
     random: Callable[[int], bytes] = os.urandom,
+    tell: Tell = tell_nobody,
 ) -> Flask:
     """Make the WSGI application of one home, to be served by `estserver.serving`.
 
     Args:
         inventory: an open one; by default the one that the settings name is opened.
         clock, random: the instant it is, and as many random bytes as asked.
+        tell: told of every request; it may not raise.
 
     Raises:
         ConfigError: the home is not whole.
@@ -45,4 +48,6 @@ def create_app(
     app.url_map.merge_slashes = False
     app.register_blueprint(est)
     errors.install(app)
+    known = routes(app, settings.labels)
+    app.wsgi_app = Observed(app.wsgi_app, known, tell, random)  # type: ignore[method-assign]  # Flask's own way to wrap
     return app

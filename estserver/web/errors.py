@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import logging
 import re
+from wsgiref.types import WSGIEnvironment
 
-from flask import Flask, Response, current_app
+from flask import Flask, Response, current_app, request
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, RequestEntityTooLarge
 
 from estserver.errors import (
@@ -27,6 +28,8 @@ from estserver.errors import (
     RequestError,
     UnknownLabel,
 )
+from estserver.observe import fields
+from estserver.web.observe import note, note_error, request_id
 
 _log = logging.getLogger(__name__)
 
@@ -61,6 +64,13 @@ STATUS: tuple[tuple[type[EstError], int], ...] = (
 
 RETRY_SECONDS = 5
 
+HTTP_ERRORS = {
+    404: ("no-such-operation", "there is no such EST operation or label here"),
+    405: ("method-not-allowed", "this operation does not take that method"),
+    413: ("body-too-large", "the body is larger than this server takes"),
+}
+"""Status of an error that is Flask's → reason code, and what the client is told."""
+
 
 def install(app: Flask) -> None:
     """Register the handlers for everything that can end a request."""
@@ -75,19 +85,20 @@ def status_of(error: EstError) -> int:
 
 
 def _est_error(error: EstError) -> Response:
-    return answer_to(error, current_app.config["ESTLINE_REALM"])
+    return answer_to(error, request.environ, current_app.config["ESTLINE_REALM"])
 
 
-def answer_to(error: EstError, realm: str) -> Response:
-    """Write an error as the answer to whoever caused it."""
+def answer_to(error: EstError, environ: WSGIEnvironment, realm: str) -> Response:
+    """Write an error as the answer to the request that caused it."""
     status = status_of(error)
+    note_error(environ, error)
     if status == 401:
         response = Response(status=401)
         response.headers["WWW-Authenticate"] = f'Basic realm="{realm}", charset="UTF-8"'
         del response.headers["Content-Type"]
         return response
     if status == 500:
-        _log.error("internal error: %s", error)
+        _log.error("internal error: %s", error, extra=_which(environ))
         return _text("the server failed to do this; nothing was issued", 500)
     lines = [*error.reasons, *([error.advice] if error.advice else [])]
     response = _text("\n".join(lines), status)
@@ -98,13 +109,10 @@ def answer_to(error: EstError, realm: str) -> Response:
 
 
 def _http_error(error: HTTPException) -> Response:
-    texts = {
-        404: "there is no such EST operation or label here",
-        405: "this operation does not take that method",
-        413: "the body is larger than this server takes",
-    }
     status = error.code or 500
-    response = _text(texts.get(status, error.name.lower()), status)
+    reason, text = HTTP_ERRORS.get(status, ("other", error.name.lower()))
+    note(request.environ, reason=reason)
+    response = _text(text, status)
     if isinstance(error, MethodNotAllowed) and error.valid_methods:
         response.headers["Allow"] = ", ".join(sorted(error.valid_methods))
     if isinstance(error, RequestEntityTooLarge):
@@ -113,8 +121,13 @@ def _http_error(error: HTTPException) -> Response:
 
 
 def _unexpected(error: Exception) -> Response:
-    _log.error("unexpected error", exc_info=error)
+    note(request.environ, reason=InternalError.code)
+    _log.error("unexpected error", exc_info=error, extra=_which(request.environ))
     return _text("the server failed to do this; nothing was issued", 500)
+
+
+def _which(environ: WSGIEnvironment) -> dict[str, dict[str, object]]:
+    return fields({"id": request_id(environ)})
 
 
 def _text(text: str, status: int) -> Response:

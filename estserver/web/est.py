@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 from dataclasses import dataclass
 from functools import partial
+from wsgiref.types import WSGIEnvironment
 
 from flask import Blueprint, Response, current_app, request
 
@@ -17,6 +18,7 @@ from estserver.enroll import Enrollment, Request
 from estserver.errors import EstError
 from estserver.model import BasicCredentials, Der, Operation
 from estserver.web.errors import NotImplementedHere, WrongMediaType, answer_to
+from estserver.web.observe import note_grant, note_issued, request_id
 from estserver.web.peer import peer_of
 from estserver.web.turn import Later, Ticket
 
@@ -93,16 +95,21 @@ def _enroll(operation: Operation, label: str) -> Response:
     enrollment().ca_certificates(label)
     if request.mimetype != "application/pkcs10":
         raise WrongMediaType(f"Content-Type {request.mimetype or 'none'!r} sent; application/pkcs10 is wanted")
-    asked = Request(operation, label, request.get_data(cache=False), peer_of(request.environ), _credentials())
-    ticket = current_app.extensions["estline.turn"].join(enrollment().admit(asked))
-    return Later(partial(_issued, ticket, current_app.config["ESTLINE_REALM"]))
+    environ, body = request.environ, request.get_data(cache=False)
+    asked = Request(operation, label, body, peer_of(environ), _credentials(), request_id(environ))
+    admission = enrollment().admit(asked)
+    note_grant(environ, admission.grant)
+    ticket = current_app.extensions["estline.turn"].join(admission)
+    return Later(partial(_issued, ticket, environ, current_app.config["ESTLINE_REALM"]))
 
 
-def _issued(ticket: Ticket, realm: str) -> Response:
+def _issued(ticket: Ticket, environ: WSGIEnvironment, realm: str) -> Response:
     try:
-        return _answer(asn1.certs_only([ticket.result().certificate]), CERTS_ONLY)
+        issued = ticket.result()
     except EstError as error:
-        return answer_to(error, realm)
+        return answer_to(error, environ, realm)
+    note_issued(environ, issued)
+    return _answer(asn1.certs_only([issued.certificate]), CERTS_ONLY)
 
 
 def _credentials() -> BasicCredentials | None:

@@ -23,7 +23,7 @@ def script_of(page: Path, port: int) -> str:
         for language, text in BLOCK.findall(page.read_text("utf-8"))
     ]
     script = "set -euo pipefail\ntrap 'kill $(jobs -p)' EXIT\nset -x\n" + "\n".join(blocks)
-    return script.replace("8443", str(port))
+    return script.replace("8443", str(port)).replace("9464", str(free_port()))
 
 
 def free_port() -> int:

@@ -15,7 +15,7 @@ from devicesim.client import Credentials, EstClient
 from devicesim.errors import Unreachable
 from devicesim.trust import TrustAnchors
 from estserver.identity.credentials import verifier_for_chosen
-from estserver.model import CredentialRecord
+from estserver.records import CredentialRecord
 from tests.csr_maker import new_key, request
 from tests.est_server import Answer, Est, RunningServer, found_home, fresh_id, today
 

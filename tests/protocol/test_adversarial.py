@@ -21,7 +21,8 @@ from estserver.enroll import Request
 from estserver.errors import BadCredentials, NotAuthorized
 from estserver.identity.credentials import verifier_for_chosen
 from estserver.inventory import Inventory
-from estserver.model import BasicCredentials, CredentialRecord, Operation, Peer
+from estserver.model import BasicCredentials, Operation, Peer
+from estserver.records import CredentialRecord
 from tests.csr_maker import (
     CN,
     ORGANIZATION,

@@ -23,10 +23,12 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "gunicorn": ("estserver.serving",),
     "OpenSSL.SSL": ("estserver.serving", "devicesim"),
     "OpenSSL": ("estserver.serving", "estserver.identity.paths", "devicesim"),
+    "prometheus_client": ("estserver.observe",),
     "paho": ("estserver.announce", "devicesim.mqtt"),
     "amqtt": ("devicesim.mqtt",),
     "sqlite3": ("estserver.inventory", "devicesim.mqtt", "devicesim.line"),
     "estserver": ("estserver",),
+    "estserver.observe": ("estserver.observe", "estserver.web", "estserver.cli"),
     "devicesim": ("devicesim",),
     "estserver.cli": ("estserver.cli", "estserver.__main__"),
     "devicesim.cli": ("devicesim.cli", "devicesim.__main__"),
@@ -97,8 +99,16 @@ def test_values_and_errors_know_nothing_of_ours() -> None:
         assert not [found for found in imports(ROOT / "estserver" / f"{room}.py") if within(found, "estserver")]
 
 
-CORE = ("model", "errors", "asn1", "csr", "binding", "events", "ca", "keys", "policy", "identity", "config")
-ABOVE_THE_CORE = ("enroll", "assembly", "home", "web", "announce", "serving", "cli", "inventory")
+def test_what_is_told_knows_only_the_front_and_the_errors() -> None:
+    """`observe` is handed what it tells; it asks nobody."""
+    for path in (ROOT / "estserver" / "observe").rglob("*.py"):
+        ours = [found for found in imports(path) if within(found, "estserver")]
+        rooms = ("observe", "serving", "errors")
+        assert all(any(within(found, f"estserver.{room}") for room in rooms) for found in ours), path
+
+
+CORE = ("model", "records", "errors", "asn1", "csr", "binding", "events", "ca", "keys", "policy", "identity", "config")
+ABOVE_THE_CORE = ("enroll", "assembly", "home", "web", "announce", "serving", "observe", "cli", "inventory")
 
 
 @pytest.mark.parametrize("room", CORE)
@@ -165,7 +175,7 @@ def test_the_device_side_needs_four_libraries() -> None:
 
 
 def test_help_of_both_programs_loads_nothing_heavy() -> None:
-    heavy = {"flask", "sqlalchemy", "alembic", "gunicorn", "paho", "rich"}
+    heavy = {"flask", "sqlalchemy", "alembic", "gunicorn", "paho", "prometheus_client", "rich"}
     for program in ("estserver", "devicesim"):
         code = f"import sys, {program}.cli; print([m for m in {heavy!r} if m in sys.modules])"
         done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

@@ -85,6 +85,25 @@ def test_a_home_that_is_not_there_says_so(tmp_path: Path) -> None:
         load_settings(tmp_path)
 
 
+@pytest.mark.parametrize("listen", ["", "127.0.0.1:9464", "127.8.8.8:0", "[::1]:65535"])
+def test_metrics_are_for_this_machine(copy: Home, listen: str) -> None:
+    copy.configure(f"[metrics]\nlisten = '{listen}'\n")
+    assert load_settings(copy.path).metrics.listen == listen
+
+
+@pytest.mark.parametrize(
+    "listen",
+    [
+        *("0.0.0.0:9464", "[::]:9464", "192.0.2.1:9464", "[2001:db8::1]:9464", ":9464", "localhost:9464", "127.0.0.1"),
+        *("127.0.0.1:", "127.0.0.1:99999", "127.0.0.1:x", "[::1:9464", "::1:9464", "[127.0.0.1]:9464", "127.1:9464"),
+    ],
+)
+def test_metrics_are_for_nobody_else(copy: Home, listen: str) -> None:
+    copy.configure(f"[metrics]\nlisten = '{listen}'\n")
+    with pytest.raises(ConfigError, match=r"metrics\.listen: is not a loopback address"):
+        load_settings(copy.path)
+
+
 @given(st.integers(0, 9_999_999), st.sampled_from("smhd"))
 def test_durations_have_a_unit(count: int, unit: str) -> None:
     seconds = {"s": 1, "m": 60, "h": 3600, "d": 86400}[unit]

@@ -16,7 +16,8 @@ from estserver.config import load_settings
 from estserver.enroll import Enrollment, Request
 from estserver.errors import BadCredentials, ConfigError, EstError, MalformedRequest, NotAuthorized, RateLimited
 from estserver.identity import credentials
-from estserver.model import BasicCredentials, CredentialRecord, Issued, Operation, Peer
+from estserver.model import BasicCredentials, Issued, Operation, Peer
+from estserver.records import CredentialRecord
 from tests.csr_maker import new_key, request
 from tests.est_server import Home, found_home, fresh_id
 

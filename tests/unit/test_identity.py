@@ -20,17 +20,8 @@ from estserver.identity.credentials import (
     verifier_for_chosen,
     verifier_for_generated,
 )
-from estserver.model import (
-    AnchorRecord,
-    BasicCredentials,
-    CertificateRecord,
-    CredentialRecord,
-    Der,
-    Identity,
-    IdentityKind,
-    Peer,
-    StationRecord,
-)
+from estserver.model import BasicCredentials, CertificateRecord, Der, Identity, IdentityKind, Peer
+from estserver.records import AnchorRecord, CredentialRecord, StationRecord
 from tests.csr_maker import usage
 from tests.est_server import Holder
 from tests.makers import CLIENT, FAR, SERVER, Maker

@@ -15,7 +15,8 @@ from estserver.inventory import Inventory
 from estserver.inventory.database import Database
 from estserver.inventory.schema import SCHEMA_VERSIONS
 from estserver.limits import Bucket, Limits
-from estserver.model import Refusal, StationRecord
+from estserver.model import Refusal
+from estserver.records import StationRecord
 from tests.inventory_support import NOW, credential_record, enroll, event, grant_for, new_inventory, reserve
 
 EARLIER = SCHEMA_VERSIONS[:-1]

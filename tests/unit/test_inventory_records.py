@@ -14,7 +14,6 @@ import pytest
 from estserver.errors import NotFound, StateError
 from estserver.inventory import Inventory
 from estserver.model import (
-    AnchorRecord,
     CertificateRecord,
     Der,
     DeviceId,
@@ -24,8 +23,8 @@ from estserver.model import (
     Refusal,
     Serial,
     SpkiHash,
-    StationRecord,
 )
+from estserver.records import AnchorRecord, StationRecord
 from tests.inventory_support import DAY, NOW, credential_record, enroll, event, grant_for, new_inventory
 
 
