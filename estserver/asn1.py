@@ -226,6 +226,7 @@ def name_attributes(name: Der) -> tuple[NameAttribute, ...]:
 # --- certificates ---------------------------------------------------------------------------------------------------
 
 _UTC_TIME_ENDS = 2050
+_NO_MARKS = str.maketrans("", "", "-:T")
 _VERSION_3 = b"\xa0\x03\x02\x01\x02"
 
 
@@ -270,7 +271,7 @@ def octet_string(data: bytes) -> Der:
 
 def _time(at: datetime) -> bytes:
     """Encode a time as UTCTime up to 2049 and as GeneralizedTime from then on (RFC 5280 §4.1.2.5)."""
-    text = at.astimezone(UTC).strftime("%Y%m%d%H%M%SZ").rjust(15, "0").encode()
+    text = at.astimezone(UTC).isoformat()[:19].translate(_NO_MARKS).encode() + b"Z"
     return _tlv(0x17, text[2:]) if 1950 <= at.year < _UTC_TIME_ENDS else _tlv(0x18, text)
 
 

@@ -29,6 +29,11 @@ def serial_text(serial: Serial) -> str:
     return f"{serial:x}"
 
 
+def time_text(at: datetime) -> str:
+    """Write a UTC time as everything that leaves the server has it: `2027-03-01T12:00:00Z`."""
+    return at.isoformat(timespec="seconds")[:19] + "Z"
+
+
 def issued(reservation: Reservation, certificate: Der, *, ca: str, issuer: str, random: RandomBytes) -> list[Event]:
     """Tell that a certificate was issued or renewed: one event of the CA, one retained identity."""
     grant, at = reservation.grant, reservation.at
@@ -40,8 +45,8 @@ def issued(reservation: Reservation, certificate: Der, *, ca: str, issuer: str, 
             "sha256": hashlib.sha256(certificate).hexdigest(),
             "issuer": issuer,
             "ca": ca,
-            "not_before": _time(grant.not_before),
-            "not_after": _time(grant.not_after),
+            "not_before": time_text(grant.not_before),
+            "not_after": time_text(grant.not_after),
         },
         "key": {"alg": grant.csr.key.name, "spki_sha256": grant.csr.spki_sha256},
         "profile": grant.profile,
@@ -58,7 +63,7 @@ def revoked(record: CertificateRecord, reason: str, at: datetime, *, ca: str, ra
     data: Mapping[str, object] = {
         "device_id": record.device,
         "cert": {"serial": serial_text(record.serial), "sha256": record.sha256, "ca": ca},
-        "revoked": {"at": _time(at), "reason": reason},
+        "revoked": {"at": time_text(at), "reason": reason},
     }
     events = [_ca_event("revoked", record.device, ca, at, data, random)]
     if record.superseded_by is None:
@@ -97,7 +102,3 @@ def _event(
 ) -> Event:
     event_id = ulid(at, random(ULID_RANDOM_BYTES))
     return Event(event_id, f"/ca/{ca}", kind, device, topic, retain=retain, at=at, data=data)
-
-
-def _time(at: datetime) -> str:
-    return at.strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -14,8 +14,9 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 
+from estserver.events import time_text
 from estserver.inventory import OutboxRow
 from estserver.keys import Signer
 from estserver.model import Der
@@ -44,11 +45,11 @@ def attributes_of(row: OutboxRow) -> dict[str, str]:
         "source": event.source,
         "type": event.type,
         "subject": event.subject,
-        "time": _time(event.at),
+        "time": time_text(event.at),
         "datacontenttype": "application/json",
         "sequence": f"{row.sequence:020d}",
     }
-    return attributes if event.retain else {**attributes, "expirytime": _time(event.at + EXPIRES_AFTER)}
+    return attributes if event.retain else {**attributes, "expirytime": time_text(event.at + EXPIRES_AFTER)}
 
 
 def signed_event(row: OutboxRow, speaker: Speaker) -> bytes:
@@ -86,7 +87,3 @@ def _json(value: Mapping[str, object]) -> bytes:
 
 def _b64(data: bytes) -> str:
     return base64.b64encode(data).decode()
-
-
-def _time(at: datetime) -> str:
-    return at.strftime("%Y-%m-%dT%H:%M:%SZ")

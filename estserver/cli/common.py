@@ -20,6 +20,7 @@ import click
 
 from estserver.config import Settings, load_settings, parse_duration
 from estserver.errors import ConfigError, EstError
+from estserver.events import time_text
 
 if TYPE_CHECKING:
     from estserver.inventory import Inventory
@@ -160,7 +161,7 @@ def _text(value: object) -> str:
     if value is None:
         return "-"
     if isinstance(value, datetime):
-        return value.strftime("%Y-%m-%dT%H:%M:%SZ")
+        return time_text(value)
     if isinstance(value, (tuple, list)):
         return " ".join(map(_text, value))
     text = value if isinstance(value, str) else str(value)

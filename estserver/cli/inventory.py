@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from estserver.cli.arguments import DEVICE_ID, SerialType, certificate_row
 from estserver.cli.common import DurationType, emit, home_option, json_option, now, open_inventory
 from estserver.errors import NotFound
+from estserver.events import time_text
 from estserver.model import CertificateRecord, DeviceId, Serial
 
 if TYPE_CHECKING:
@@ -159,7 +160,7 @@ _EXPORTS = {"csv": _export_csv, "json": _export_json}
 
 def _cell(value: object) -> str:
     if isinstance(value, datetime):
-        return value.strftime("%Y-%m-%dT%H:%M:%SZ")
+        return time_text(value)
     if isinstance(value, tuple):
         return " ".join(map(str, value))
     return "" if value is None else str(value)

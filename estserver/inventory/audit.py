@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, bindparam, insert, select, update
 
+from estserver.events import time_text
 from estserver.inventory.prepared import Prepared
 from estserver.inventory.schema import audit, audit_head, canonical_json
 from estserver.inventory.transaction import Transaction
@@ -120,7 +121,7 @@ def signed_values(row: AuditRow, server_id: str) -> dict[str, object]:
     return {
         "server_id": server_id,
         "seq": row.seq,
-        "at": row.at.strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "at": time_text(row.at),
         "actor": row.actor,
         "action": row.action,
         "outcome": row.outcome,

@@ -79,7 +79,7 @@ class Prepared:
 
 def driver(connection: Connection) -> Any:  # noqa: ANN401 - the drivers share no type
     """Return the driver's own connection; sqlite3 and psycopg both run statements on it directly."""
-    return connection.connection.driver_connection
+    return connection.connection.dbapi_connection
 
 
 def _run(compiled: _Compiled, connection: Connection, values: dict[str, Any]) -> Cursor:

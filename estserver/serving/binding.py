@@ -1,4 +1,4 @@
-"""The three calls of OpenSSL that pyOpenSSL ships and does not wrap; the only private names this room touches.
+"""The four calls of OpenSSL that pyOpenSSL ships and does not wrap so; the only private names this room touches.
 
 All are in pyOpenSSL's own binding (`OpenSSL._util.lib`), so they act on the very objects it holds.
 """
@@ -8,12 +8,20 @@ All are in pyOpenSSL's own binding (`OpenSSL._util.lib`), so they act on the ver
 from __future__ import annotations
 
 from OpenSSL import SSL
-from OpenSSL._util import lib
+from OpenSSL._util import ffi, lib
 
 
 def set_groups(context: SSL.Context, groups: str) -> bool:
     """Offer these key-exchange groups, best first; False if OpenSSL does not know them all."""
     return bool(lib.SSL_CTX_set1_curves_list(context._context, groups.encode("ascii")) == 1)
+
+
+_accept = ffi.callback("int (*)(int, X509_STORE_CTX *)", lambda _ok, _store: 1)
+
+
+def take_any_certificate(context: SSL.Context) -> None:
+    """Ask for a client certificate and take whatever comes; pyOpenSSL's own callback would read each one first."""
+    lib.SSL_CTX_set_verify(context._context, SSL.VERIFY_PEER, _accept)
 
 
 def extended_master_secret(connection: SSL.Connection) -> bool:

@@ -76,7 +76,6 @@ class Connection:
         self._limits = limits
         self._observe = observe
         self._tls = SSL.Connection(context, sock)
-        self._tls.set_app_data([])
         self._tls.set_accept_state()
         self._peer: TlsPeer | None = None
         self._in = bytearray()

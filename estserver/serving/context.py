@@ -4,9 +4,9 @@ The rules:
 * TLS 1.2 and 1.3 only (RFC 8996), or 1.3 alone; ephemeral key exchange and AEAD ciphers only (RFC 9325 §4.2).
 * Key exchange: X25519MLKEM768 first, then X25519, P-256, P-384.
 * A client certificate is asked for, never required; the request names no CAs, because a client whose chain does not
-  end in a named one may send nothing at all. The verify callback accepts every chain and writes down what OpenSSL
-  found, so that the application can answer a stranger in words.
-* No session is resumed: neither tickets nor cache (a resumed session shows no chain and calls no callback). A client
+  end in a named one may send nothing at all. Every chain is taken as it comes, so that the application, which alone
+  knows whom to trust, can answer a stranger in words; possession of the leaf's key is proved all the same.
+* No session is resumed: neither tickets nor cache (a resumed session shows no chain). A client
   that offers one gets a full handshake, for which the session id context must be set.
 * No renegotiation (RFC 5746 is moot where there is none), no compression.
 """
@@ -19,7 +19,7 @@ from pathlib import Path
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from OpenSSL import SSL, crypto
 
-from estserver.serving.binding import set_groups
+from estserver.serving.binding import set_groups, take_any_certificate
 from estserver.serving.errors import CannotServe
 from estserver.serving.options import ServeOptions
 
@@ -46,17 +46,10 @@ def build_context(options: ServeOptions) -> SSL.Context:
     context.set_mode(SSL.MODE_RELEASE_BUFFERS)
     context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
     context.set_session_id(b"serving")
-    context.set_verify(SSL.VERIFY_PEER, _write_down)
+    take_any_certificate(context)
     context.set_verify_depth(CHAIN_DEPTH_MAX)
     _use_identity(context, options)
     return context
-
-
-def _write_down(connection: SSL.Connection, _certificate: crypto.X509, error: int, depth: int, _ok: int) -> bool:
-    """Accept, and note what OpenSSL has against the certificate at this depth on the connection it belongs to."""
-    if error:
-        connection.get_app_data().append((depth, error))
-    return True
 
 
 def _use_identity(context: SSL.Context, options: ServeOptions) -> None:

@@ -21,7 +21,6 @@ class TlsPeer:
         cipher: OpenSSL's name of the cipher suite.
         certificate: the client's certificate in DER, or None if it sent none; possession of its key is proved.
         chain: the certificates it sent after that one, in its order, in DER.
-        verify_errors: (depth, X509_V_ERR code) for everything OpenSSL found, without any trust anchor.
         tls_unique: RFC 5929 channel binding; TLS 1.2 with extended master secret only.
         tls_exporter: RFC 9266 channel binding; TLS 1.3 only.
         extended_master_secret: RFC 7627 on TLS 1.2; None on TLS 1.3, where it has no meaning.
@@ -31,14 +30,13 @@ class TlsPeer:
     cipher: str
     certificate: bytes | None
     chain: tuple[bytes, ...]
-    verify_errors: tuple[tuple[int, int], ...]
     tls_unique: bytes | None
     tls_exporter: bytes | None
     extended_master_secret: bool | None
 
 
 def peer_of(connection: SSL.Connection) -> TlsPeer:
-    """Collect the facts of a finished handshake; `context` wrote the verify errors into its app data."""
+    """Collect the facts of a finished handshake."""
     leaf = connection.get_peer_certificate()
     rest = connection.get_peer_cert_chain() if leaf else None  # on this side of TLS it does not repeat the leaf
     tls12 = connection.get_protocol_version() == SSL.TLS1_2_VERSION
@@ -48,7 +46,6 @@ def peer_of(connection: SSL.Connection) -> TlsPeer:
         cipher=connection.get_cipher_name() or "",
         certificate=_der(leaf) if leaf else None,
         chain=tuple(_der(certificate) for certificate in rest or ()),
-        verify_errors=tuple(connection.get_app_data()),
         tls_unique=_tls_unique(connection) if secret else None,
         tls_exporter=None if tls12 else connection.export_keying_material(EXPORTER_LABEL, EXPORTER_BYTES, b""),
         extended_master_secret=secret,

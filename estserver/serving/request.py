@@ -193,6 +193,8 @@ def parser_config(head_max_bytes: int) -> Config:
         ("header_map", "drop"),
     ):
         cfg.set(name, value)
+    # plain attributes: the parser asks for a dozen of them, and looking one up in a Config takes a microsecond
+    vars(cfg).update({name: setting.get() for name, setting in cfg.settings.items()})
     return cfg
 
 

@@ -37,7 +37,7 @@ def server(issuing):
 def test_without_a_certificate_the_application_is_told_so(server):
     for version in (TLS12, TLS13):
         peer = server.get(version=version)["peer"]
-        assert (peer["certificate"], peer["chain"], peer["verify_errors"]) == (None, [], [])
+        assert (peer["certificate"], peer["chain"]) == (None, [])
 
 
 @BOTH
@@ -46,16 +46,13 @@ def test_certificate_and_chain_arrive_as_presented(server, issuing, version):
     peer = server.get(version=version, client=device)["peer"]
     assert peer["certificate"] == device.der.hex()
     assert peer["chain"] == [issuing[1].der.hex()]
-    assert [depth_and_error[1] for depth_and_error in peer["verify_errors"]].count(NO_ISSUER) == 1
     assert peer["version"] == {TLS12: "TLSv1.2", TLS13: "TLSv1.3"}[version]
 
 
 @BOTH
 def test_a_stranger_and_the_expired_get_an_answer(server, issuing, version):
-    stranger = server.get(version=version, client=certify("stranger"))["peer"]
-    assert [0, SELF_SIGNED] in stranger["verify_errors"]
-    expired = server.get(version=version, client=certify("late", issuing[1], age=timedelta(days=30)))["peer"]
-    assert [0, EXPIRED] in expired["verify_errors"]
+    for client in (certify("stranger"), certify("late", issuing[1], age=timedelta(days=30))):
+        assert server.get(version=version, client=client)["peer"]["certificate"] == client.der.hex()
 
 
 def test_every_request_of_a_connection_sees_the_same_peer(server, issuing):

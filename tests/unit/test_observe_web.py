@@ -21,7 +21,7 @@ from tests.csr_maker import new_key, request
 from tests.est_server import EST, Home, basic, found_home, today
 
 PKCS10 = {"Content-Type": "application/pkcs10"}
-OVER_TLS = {"tls.peer": TlsPeer("TLSv1.3", "x", None, (), (), None, None, None), "REMOTE_ADDR": "192.0.2.7"}
+OVER_TLS = {"tls.peer": TlsPeer("TLSv1.3", "x", None, (), None, None, None), "REMOTE_ADDR": "192.0.2.7"}
 
 
 @pytest.fixture(scope="module")
