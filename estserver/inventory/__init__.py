@@ -98,7 +98,10 @@ class Inventory:
     @contextmanager
     def _write(self, now: datetime, *, durable: bool) -> Iterator[Transaction]:
         with self._database.write(durable=durable) as connection:
-            yield Transaction(connection, self._server_id, now)
+            tx = Transaction(connection, self._server_id, now)
+            yield tx
+            audit.settle(tx)
+            counters.settle(tx)
 
     def __enter__(self) -> Self:
         return self

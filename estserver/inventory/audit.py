@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sqlalchemy import Connection, bindparam, insert, select, update
 
@@ -74,24 +74,35 @@ class AuditReport:
 
 def append(tx: Transaction, fact: Fact) -> None:
     """Add one row at the end of this server's chain."""
-    head = _LOCKED_HEAD.one(tx.connection, server=tx.server_id)
+    seq, previous = tx.totals.head or _head(tx)
     row = AuditRow(
-        seq=1 if head is None else head.seq + 1,
+        seq=seq + 1,
         at=tx.now,
         actor=fact.actor[:_TEXT_MAX],
         action=fact.action,
         outcome=fact.outcome,
         detail={name: _bounded(value) for name, value in fact.detail.items()},
-        previous_hash=GENESIS if head is None else head.hash,
+        previous_hash=previous,
         hash="",
     )
     link = _link(row, tx.server_id)
-    values = {**signed_values(row, tx.server_id), "at": row.at, "previous_hash": row.previous_hash, "hash": link}
+    values = {**signed_values(row, tx.server_id), "at": row.at, "previous_hash": previous, "hash": link}
     _INSERT.run(tx.connection, **values)
-    if head is None:
-        _BEGIN.run(tx.connection, server_id=tx.server_id, seq=row.seq, hash=link)
-    else:
-        _ADVANCE.run(tx.connection, server=tx.server_id, last=row.seq, link=link)
+    tx.totals = replace(tx.totals, head=(row.seq, link))
+
+
+def settle(tx: Transaction) -> None:
+    """Write down where the chain ends now."""
+    if tx.totals.head is None:
+        return
+    seq, link = tx.totals.head
+    if not _ADVANCE.run(tx.connection, server=tx.server_id, last=seq, link=link):
+        _BEGIN.run(tx.connection, server_id=tx.server_id, seq=seq, hash=link)
+
+
+def _head(tx: Transaction) -> tuple[int, str]:
+    row = _LOCKED_HEAD.one(tx.connection, server=tx.server_id)
+    return (0, GENESIS) if row is None else (row.seq, row.hash)
 
 
 def rows(connection: Connection, server_id: str, *, after: int = 0) -> Iterator[AuditRow]:

@@ -8,7 +8,6 @@ Rules:
 
 from __future__ import annotations
 
-import itertools
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -53,7 +52,7 @@ def add(tx: Transaction, events: Sequence[Event]) -> None:
     if not events:
         return
     next_of = {
-        source: itertools.count(counters.add(tx, counters.SEQUENCE + source, count) - count + 1)
+        source: iter(counters.take(tx, counters.SEQUENCE + source, count))
         for source, count in Counter(event.source for event in events).items()
     }
     for event in events:
