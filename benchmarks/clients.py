@@ -161,11 +161,14 @@ class Wire:
 # --- EST ------------------------------------------------------------------------------------------------------------
 
 
-def csr(key: ec.EllipticCurvePrivateKey, device: str) -> bytes:
-    """Ask for a certificate for this key and device."""
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, device)])
-    request = x509.CertificateSigningRequestBuilder().subject_name(name).sign(key, hashes.SHA256())
-    return request.public_bytes(Encoding.DER)
+def csr(key: ec.EllipticCurvePrivateKey, device: str, names: x509.SubjectAlternativeName | None = None) -> bytes:
+    """Ask for a certificate for this key, device and, if any, these names."""
+    builder = x509.CertificateSigningRequestBuilder().subject_name(
+        x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, device)])
+    )
+    if names is not None:
+        builder = builder.add_extension(names, critical=False)
+    return builder.sign(key, hashes.SHA256()).public_bytes(Encoding.DER)
 
 
 def post(operation: str, der: bytes, fields: bytes = b"") -> bytes:

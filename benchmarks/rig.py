@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -89,6 +89,20 @@ def _enrol_station(path: Path, request: bytes) -> x509.Certificate:
             Operation.SIMPLEENROLL, "station", base64.b64encode(request), peer, BasicCredentials("bench", secret)
         )
         return x509.load_der_x509_certificate(enrollment.enroll(asked).certificate)
+
+
+def one_time_passwords(home: Home, devices: Iterable[str]) -> dict[str, str]:
+    """Make a credential of one use for each device, called `for-DEVICE`; return the passwords by device."""
+    pepper = (home.path / PEPPER).read_bytes()
+    passwords = {device: base64.b64encode(os.urandom(15)).decode() for device in devices}
+    with home.inventory() as inventory:
+        for device, password in passwords.items():
+            verifier = verifier_for_generated(password.encode(), pepper)
+            record = CredentialRecord(
+                f"for-{device}", "hmac-sha256", verifier, b"", "", (device,), (), 1, 0, now(), None
+            )  # fmt: skip
+            inventory.credential_add(record, "operator:bench")
+    return passwords
 
 
 # --- processes ------------------------------------------------------------------------------------------------------
