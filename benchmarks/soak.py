@@ -38,7 +38,7 @@ EVERY_SECONDS = 12.0
 STORMY = ((0.0, 0.25), (0.9, 1.0))
 """The parts of the run in which there are reloads, and kills of any worker."""
 LIMITS = "\n[limits]\n" + "".join(
-    f'{name}_rate = "100000/1s"\n' for name in ("station", "credential", "device", "stranger", "guess")
+    f'{name}_rate = "100000/1m"\n' for name in ("station", "credential", "device", "stranger", "guess")
 )
 RELOAD_SECONDS = 20
 REST_SECONDS = 30

@@ -27,6 +27,9 @@ CUT_SECONDS = {"kill": 3.0, "reload": 6.0}
 JUDGED_SECONDS = 120
 """A worker that lived for less is still growing warm."""
 GROWTH_MAX_MEGABYTES = 8.0
+DESCRIPTORS_MORE = 12
+"""Connections to the inventory, which are opened at the first request and kept: three files each."""
+OVERTAKEN = "answered meanwhile"
 
 
 class Disturbance(NamedTuple):
@@ -88,17 +91,17 @@ def _certificates(home: Home, run: Run, before: set[str]) -> Iterator[str]:
 
 
 def _left_over(home: Home, run: Run) -> Iterator[str]:
-    """Each void reservation was made just before a kill, and told at the next start."""
+    """Find what was left reserved by no kill, or not told at the next start; a retry may overtake its own request."""
     with kill_support.database(TestHome(home.path, "")) as rows:
-        left = {
-            serial.lstrip("0"): at for serial, at in rows("SELECT serial, at FROM reservation WHERE state = 'void'")
-        }
+        void = rows("SELECT ltrim(serial, '0'), at, reason FROM reservation WHERE state = 'void'")
+    left = {serial: at for serial, at, reason in void if reason == "left over"}
     if kill_support.told_void(run.said_again) != left.keys():
         yield f"left over {sorted(left)}, told otherwise"
     kills = [one.calendar for one in run.disturbances if one.kind == "kill"]
     for serial, at in left.items():
         if not any(-2 <= kill - at <= 5 for kill in kills):
             yield f"serial {serial} was left reserved, and no worker was killed"
+    yield from (f"serial {serial} is void: {why}" for serial, _, why in void if why not in {"left over", OVERTAKEN})
 
 
 def _answers(run: Run) -> Iterator[str]:
@@ -123,10 +126,6 @@ def _resources(run: Run) -> Iterator[str]:
     before, after = run.memory.at_rest
     if after > before + DESCRIPTORS_MORE:
         yield f"{after} descriptors open at rest, {before} before"
-
-
-DESCRIPTORS_MORE = 12
-"""Connections to the inventory, which are opened at the first request and kept: three files each."""
 
 
 def figures(home: Home, run: Run) -> Iterator[tuple[str, object]]:

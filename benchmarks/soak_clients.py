@@ -134,6 +134,8 @@ class Client:
                 self.hang_up()
             if not answer.startswith((b"HTTP/1.1 503 ", b"HTTP/1.1 429 ")):
                 return answer
+            reason = answer.partition(b"\r\n\r\n")[2].decode().splitlines()[0]
+            self.tally.did[f"told to come back: {reason}"] += 1
             time.sleep(0.1)
         raise TimeoutError(f"{wanted.device} got no answer in {GIVE_UP_SECONDS} s")
 
