@@ -5,6 +5,8 @@
 Rules:
 - This is the one path to a signature; re-enrolment is the same path with a predecessor.
 - Nothing is signed before its serial is reserved, and nothing leaves before it is recorded.
+- A request is admitted by itself. What is admitted is reserved, signed and recorded in groups, however many there are:
+  those that arrive together wait for one synced commit together, and one that is refused takes none along.
 - Every refusal leaves one audit row with all its reasons; a mere lack of credentials is a question, not a refusal.
 - Every request is paid for where it is written down (`estserver.limits`); who cannot pay leaves a row a minute.
 """
@@ -13,8 +15,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from estserver import asn1, binding, csr, events
@@ -32,7 +34,7 @@ from estserver.errors import (
     UnknownLabel,
 )
 from estserver.identity import Authenticator
-from estserver.inventory import Inventory
+from estserver.inventory import Claim, Inventory, Signed
 from estserver.limits import DEFAULT_LIMITS, Bucket, Limits, Throttle
 from estserver.model import (
     BasicCredentials,
@@ -84,6 +86,30 @@ class Request:
     credentials: BasicCredentials | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """A request and what was established about it so far."""
+
+    request: Request
+    door: Door
+    csr: Csr | None = None
+    identity: Identity | None = None
+
+    @property
+    def device(self) -> DeviceId | None:
+        """Whom the request is for, if it names one device."""
+        return None if self.csr is None else device_of(self.door.profile, self.csr)
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """A request that may have what it asks for, and has not got it yet."""
+
+    attempt: Attempt
+    grant: Grant
+    payment: tuple[Bucket, ...]
+
+
 class Enrollment:
     """Answers enrolments.
 
@@ -107,7 +133,10 @@ class Enrollment:
         bounds: csr.Bounds = csr.DEFAULT_BOUNDS,
     ) -> None:
         self._doors = doors
-        self._profiles = {door.profile.name: door.profile for door in doors.values()}
+        self._apart_from = {
+            holder: frozenset(door.profile.name for door in doors.values() if door.profile.holder != holder)
+            for holder in ("device", "site")
+        }
         self._authenticator = authenticator
         self._inventory = inventory
         self._clock = clock
@@ -155,34 +184,43 @@ class Enrollment:
         Raises:
             EstError: every refusal, already written down; `CapacityError` and `InternalError` when nothing was.
         """
-        door = self._door(request.label)
+        (result,) = self.issue([self.admit(request)])
+        if isinstance(result, EstError):
+            raise result
+        return result
+
+    def admit(self, request: Request) -> Admission:
+        """Establish who asks for what, and decide that they may have it; nothing is reserved yet.
+
+        Raises:
+            EstError: as `enroll` does.
+        """
+        attempt = Attempt(request, self._door(request.label))
         now = self._clock()
-        asked: Csr | None = None
-        identity: Identity | None = None
         self._throttle.settle(now)
         try:
-            _require_plausible(now, door.ca)
-            asked = csr.parse(asn1.decode_body(request.body), self._bounds)
-            identity = self._identify(request, now)
-            payment = self._limits.of_identity(identity, request.peer)
-            self._throttle.check(payment, now)
-            grant = self._decide(door, request, asked, identity, now)
-            self._keep_names_apart(door.profile, grant.device)
-            if grant.key_reuse and self._inventory.key_compromised(grant.device, asked.spki_sha256):
-                raise KeyReused("this key was revoked as compromised", advice="make a new key on the device")
-            slot = self._inventory.reserve(grant, serial_from(self._random(SERIAL_BYTES)), now, payment)
-            return slot if isinstance(slot, Issued) else self._issue(door, slot)
-        except (NotAuthenticated, InternalError):
-            raise
-        except RateLimited as error:
-            self._note_often(request, error, now)
-            raise
-        except CapacityError as error:
-            _log.warning("%s of label %r not served: %s", request.operation, request.label, error)
-            raise
+            _require_plausible(now, attempt.door.ca)
+            attempt = replace(attempt, csr=csr.parse(asn1.decode_body(request.body), self._bounds))
+            attempt = replace(attempt, identity=self._identify(request, now))
+            return self._admit(attempt, now)
         except EstError as error:
-            self._write_down(door, request, asked, identity, error, now)
-            raise
+            raise self._refuse(attempt, error, now) from error.__cause__
+
+    def issue(self, admissions: Sequence[Admission]) -> list[Issued | EstError]:
+        """Reserve, sign and record what was admitted: two transactions, however many there are.
+
+        Returns:
+            for each admission what may be sent, or why not; when the inventory fails, the same error for all of them.
+        """
+        now = self._clock()
+        try:
+            results = self._issue(admissions, now)
+        except EstError as error:
+            results = [error] * len(admissions)
+        return [
+            self._refuse(admission.attempt, result, now) if isinstance(result, EstError) else result
+            for admission, result in zip(admissions, results, strict=True)
+        ]
 
     def _door(self, label: str) -> Door:
         door = self._doors.get(label)
@@ -199,31 +237,29 @@ class Enrollment:
 
         return self._authenticator.identify(request.peer, request.credentials, request.label, now, before_guess)
 
-    def _decide(self, door: Door, request: Request, asked: Csr, identity: Identity, now: datetime) -> Grant:
-        device = device_of(door.profile, asked)
-        bound = binding.check(asked, request.peer, identity, device, required=door.binding_required)
-        previous = self._predecessor(door, request.operation, asked, identity, now)
+    def _admit(self, attempt: Attempt, now: datetime) -> Admission:
+        request, door, asked, identity = attempt.request, attempt.door, attempt.csr, attempt.identity
+        assert asked is not None
+        assert identity is not None
+        payment = self._limits.of_identity(identity, request.peer)
+        self._throttle.check(payment, now)
+        bound = binding.check(asked, request.peer, identity, attempt.device, required=door.binding_required)
         ask = Ask(
             operation=request.operation,
             label=request.label,
             identity=identity,
             csr=asked,
-            previous=previous,
+            previous=self._predecessor(door, request.operation, asked, identity, now),
             binding=bound,
             now=now,
             issuer_not_after=door.ca.not_after,
             peer_address=request.peer.address,
+            apart_from=self._apart_from[door.profile.holder],
         )
-        return decide(door.profile, ask)
-
-    def _keep_names_apart(self, profile: Profile, device: DeviceId) -> None:
-        """Refuse a device the name of a part of the site, and the other way round: brokers go by the name alone."""
-        if profile.holder == "device" and (device in self._site_names or self._inventory.station(device) is not None):
-            raise NotAuthorized(f"the name {device} is kept for a part of the site", code="name-taken")
-        held = self._inventory.profiles_of(device)
-        other = [name for name in held if (known := self._profiles.get(name)) and known.holder != profile.holder]
-        if other:
-            raise NotAuthorized(f"the name {device} belongs to the profile {other[0]}", code="name-taken")
+        grant = decide(door.profile, ask)
+        if grant.holder == "device" and grant.device in self._site_names:
+            raise NotAuthorized(f"the name {grant.device} is kept for a part of the site", code="name-taken")
+        return Admission(attempt, grant, payment)
 
     def _predecessor(
         self, door: Door, operation: Operation, asked: Csr, identity: Identity, now: datetime
@@ -248,41 +284,59 @@ class Enrollment:
             )
         return found
 
-    def _issue(self, door: Door, reservation: Reservation) -> Issued:
+    def _issue(self, admissions: Sequence[Admission], now: datetime) -> list[Issued | EstError]:
+        claims = [Claim(one.grant, serial_from(self._random(SERIAL_BYTES)), one.payment) for one in admissions]
+        slots = self._inventory.reserve_all(claims, now)
+        signed = [
+            self._sign(admission.attempt.door, slot) if isinstance(slot, Reservation) else slot
+            for admission, slot in zip(admissions, slots, strict=True)
+        ]
+        to_record = [one for one in signed if isinstance(one, Signed)]
+        recorded = iter(self._inventory.record_all(to_record, self._clock()) if to_record else ())
+        return [next(recorded) if isinstance(one, Signed) else one for one in signed]
+
+    def _sign(self, door: Door, reservation: Reservation) -> Signed | InternalError:
         try:
             certificate = door.ca.issue(reservation)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - a signer fails in ways of its own
             _log.exception("signing failed")
             self._inventory.void(reservation, "signing failed", self._clock())
-            if isinstance(error, InternalError):
-                raise
-            raise InternalError("the certificate could not be signed") from None
+            return error if isinstance(error, InternalError) else InternalError("the certificate could not be signed")
         told = events.issued(reservation, certificate, ca=door.ca_name, issuer=door.ca.name, random=self._random)
-        return self._inventory.record(reservation, certificate, told, self._clock())
+        return Signed(reservation, certificate, tuple(told))
 
-    def _write_down(
-        self, door: Door, request: Request, asked: Csr | None, identity: Identity | None, error: EstError, now: datetime
-    ) -> None:
-        device = device_of(door.profile, asked) if asked is not None else None
+    def _refuse(self, attempt: Attempt, error: EstError, now: datetime) -> EstError:
+        """Tell of a request that ends in an error; return the error it is answered with."""
+        if isinstance(error, RateLimited):
+            self._note_often(attempt, error, now)
+        elif isinstance(error, CapacityError):
+            _log.warning("%s of label %r not served: %s", attempt.request.operation, attempt.request.label, error)
+        elif not isinstance(error, (NotAuthenticated, InternalError)):
+            return self._write_down(attempt, error, now)
+        return error
+
+    def _write_down(self, attempt: Attempt, error: EstError, now: datetime) -> EstError:
+        request = attempt.request
         refusal = Refusal(
             code=error.code,
             reasons=error.reasons,
             operation=request.operation,
             label=request.label,
-            requester=str(identity) if identity is not None else f"unrecognised:{_claimed(request)}",
+            requester=f"unrecognised:{_claimed(request)}" if attempt.identity is None else str(attempt.identity),
             peer_address=request.peer.address,
-            device=device,
-            spki_sha256=asked.spki_sha256 if asked is not None else None,
+            device=attempt.device,
+            spki_sha256=None if attempt.csr is None else attempt.csr.spki_sha256,
         )
-        payment = self._payment(request, identity, error)
+        payment = self._payment(request, attempt.identity, error)
         try:
             self._throttle.check(payment, now)
-            self._inventory.refuse(refusal, now, self._findings(door, asked, device, error, now), payment)
+            self._inventory.refuse(refusal, now, self._findings(attempt, error, now), payment)
         except RateLimited as limited:
-            self._note_often(request, limited, now)
-            raise
+            self._note_often(attempt, limited, now)
+            return limited
         except CapacityError as problem:
             _log.error("%s; a refusal could not be written down: %r", problem, refusal)
+        return error
 
     def _payment(self, request: Request, identity: Identity | None, error: EstError) -> tuple[Bucket, ...]:
         """Say who pays for a refusal."""
@@ -291,26 +345,25 @@ class Enrollment:
         guessed = request.credentials if isinstance(error, BadCredentials) else None
         return self._limits.of_stranger(request.peer, guessed)
 
-    def _note_often(self, request: Request, error: RateLimited, now: datetime) -> None:
+    def _note_often(self, attempt: Attempt, error: RateLimited, now: datetime) -> None:
         refusal = Refusal(
             code=error.code,
             reasons=error.reasons,
-            operation=request.operation,
-            label=request.label,
+            operation=attempt.request.operation,
+            label=attempt.request.label,
             requester=error.owner,
-            peer_address=request.peer.address,
+            peer_address=attempt.request.peer.address,
         )
         self._throttle.note(error, refusal, now)
 
-    def _findings(
-        self, door: Door, asked: Csr | None, device: DeviceId | None, error: EstError, now: datetime
-    ) -> list[Event]:
+    def _findings(self, attempt: Attempt, error: EstError, now: datetime) -> list[Event]:
+        asked, device = attempt.csr, attempt.device
         if not isinstance(error, KeyReused) or asked is None or device is None:
             return []
         owner = self._inventory.key_device(asked.spki_sha256)
         if owner is None or owner == device:
             return []
-        return [events.key_reused(device, owner, asked, now, ca=door.ca_name, random=self._random)]
+        return [events.key_reused(device, owner, asked, now, ca=attempt.door.ca_name, random=self._random)]
 
 
 def _claimed(request: Request) -> str:

@@ -1,6 +1,6 @@
 """The values that flow through one enrolment, each frozen: Peer → Identity, Csr → Grant → Reservation → Issued.
 
-Nothing here does anything; what a value means is decided by the room that makes it. All times are aware UTC.
+Nothing here does anything; a value means what the room that makes it says. All times are aware UTC.
 """
 
 from __future__ import annotations
@@ -200,14 +200,15 @@ class Grant:
     Attributes:
         operation, label, profile: which door it came through and which rules answered.
         requester: `str(identity)`; `credential` is its name when a credential is to be spent.
-        device: whose certificate it will be.
-        csr: the request it answers.
+        device, csr: whose certificate it will be, and the request it answers.
         subject, san: the names to certify.
         extensions: key usage, extended key usage and whatever else the profile sets; SAN, SKI, AKI excluded.
         not_before, not_after, renew_after: the life of the certificate and when it becomes due.
         predecessor: serial of the certificate being renewed.
         key_reuse: the profile lets this device keep its key (fixed secure elements).
         binding: `verified`, `absent` or `asserted` (by a registration authority), for the audit (RFC 7030 §3.5).
+        holder: whether the certificate is a device's or a part of the site's.
+        apart_from: profiles of the other kind of holder; who has one of theirs may not have this one.
     """
 
     operation: Operation
@@ -227,6 +228,8 @@ class Grant:
     key_reuse: bool = False
     binding: Literal["verified", "absent", "asserted"] = "absent"
     peer_address: str = ""
+    holder: Literal["device", "site"] = "device"
+    apart_from: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

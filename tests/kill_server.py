@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -48,19 +48,25 @@ class Levers:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._requests = os.open(directory / "requests", os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o600)
-        self._stage = ""
+        self._stages: set[str] = set()
 
-    def begin(self) -> None:
-        """Number an enrolment; the position after an append is the same for no two of them."""
+    def begin(self) -> set[str]:
+        """Number an enrolment and return its stages; the position after an append is the same for no two of them."""
         with suppress(OSError):  # no more room
             os.write(self._requests, b".")
         number = os.lseek(self._requests, 0, os.SEEK_CUR)
         lines = (line.split() for line in self._read("plan").splitlines())
-        self._stage = next((stage for at, stage in lines if int(at) == number), "")
+        planned = {stage for at, stage in lines if int(at) == number}
+        self._stages |= planned
+        return planned
+
+    def end(self, planned: set[str]) -> None:
+        """Forget the stages that a request did not come to."""
+        self._stages -= planned
 
     def reach(self, stage: str) -> None:
-        """Die here, if this is the stage."""
-        if stage == self._stage:
+        """Die here, if this is the stage of a request of this turn."""
+        if stage in self._stages:
             with (self._directory / "kills").open("a") as kills:
                 kills.write(f"{stage}\n")
             os.kill(os.getpid(), signal.SIGKILL)
@@ -79,14 +85,14 @@ class DyingInventory(Inventory):
 
     levers: Levers
 
-    def reserve(self, *arguments: Any) -> Any:
+    def reserve_all(self, *arguments: Any) -> Any:
         self.levers.reach("before-reserve")
-        slot = super().reserve(*arguments)
+        slots = super().reserve_all(*arguments)
         self.levers.reach("after-reserve")
-        return slot
+        return slots
 
-    def record(self, *arguments: Any) -> Any:
-        issued = super().record(*arguments)
+    def record_all(self, *arguments: Any) -> Any:
+        issued = super().record_all(*arguments)
         self.levers.reach("after-record")
         return issued
 
@@ -125,11 +131,13 @@ def load_app(directory: Path, home: Path) -> Callable[..., Any]:
     enrollment._doors = {label: replace(door, ca=DyingCa(door.ca, levers)) for label, door in doors}
 
     def dying(environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
-        if environ["PATH_INFO"].endswith(ENROLMENTS):
-            levers.begin()
-        answer = app(environ, start_response)
+        planned = levers.begin() if environ["PATH_INFO"].endswith(ENROLMENTS) else set()
+        return collected(app(environ, start_response), planned)
+
+    def collected(answer: Iterable[bytes], planned: set[str]) -> Iterator[bytes]:
+        yield from answer
         levers.reach("before-answer")
-        return answer
+        levers.end(planned)
 
     return dying
 

@@ -13,19 +13,32 @@ import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Self
 
 from estserver.errors import EstError
-from estserver.inventory import audit, buckets, counters, issuance, outbox, queries, refusals, registry, revocation
+from estserver.inventory import (
+    audit,
+    buckets,
+    counters,
+    issuance,
+    outbox,
+    queries,
+    refusals,
+    registry,
+    revocation,
+    void,
+)
 from estserver.inventory.audit import AuditReport
 from estserver.inventory.database import Database, open_database
-from estserver.inventory.issuance import Leftover, fingerprint
+from estserver.inventory.issuance import Claim, Signed
 from estserver.inventory.outbox import OutboxRow
 from estserver.inventory.queries import Status
 from estserver.inventory.revocation import REASONS, Announce
 from estserver.inventory.schema import canonical_json
 from estserver.inventory.transaction import Transaction
+from estserver.inventory.void import Leftover
 from estserver.limits import Bucket
 from estserver.model import (
     AnchorRecord,
@@ -46,9 +59,9 @@ from estserver.model import (
     StationRecord,
 )
 
-__all__ = ["REASONS", "AuditReport", "Inventory", "Leftover", "OutboxRow", "Status", "fingerprint"]
+__all__ = ["REASONS", "AuditReport", "Claim", "Inventory", "Leftover", "OutboxRow", "Signed", "Status"]
 
-_PAYMENTS_PER_PRUNE = 64
+_WRITES_PER_PRUNE = 64
 
 
 class Inventory:
@@ -61,7 +74,7 @@ class Inventory:
     def __init__(self, database: Database, server_id: str) -> None:
         self._database = database
         self._server_id = server_id
-        self._payments = itertools.count(1)
+        self._writes = itertools.count(1)
 
     @classmethod
     def open(
@@ -96,7 +109,7 @@ class Inventory:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    # --- one enrolment ----------------------------------------------------------------------------------------------
+    # --- one enrolment, or several at once -------------------------------------------------------------------------
 
     def reserve(
         self, grant: Grant, serial: Serial, now: datetime, payment: Sequence[Bucket] = ()
@@ -106,12 +119,20 @@ class Inventory:
         Raises:
             RateLimited: one of the buckets to pay from is empty.
             KeyReused: the key belongs to another device, or was certified before.
+            NotAuthorized: the name belongs to a part of the site, or to a device and this is none.
             BadCredentials: the credential was removed, has expired, or was spent on other requests.
             InternalError: the serial was used before.
         """
+        (result,) = self.reserve_all([Claim(grant, serial, tuple(payment))], now)
+        if isinstance(result, EstError):
+            raise result
+        return result
+
+    def reserve_all(self, claims: Sequence[Claim], now: datetime) -> list[Reservation | Issued | EstError]:
+        """Do what `reserve` does for several requests in one transaction; one that is refused takes none along."""
         with self._write(now, durable=False) as tx:
-            self._pay(tx, payment)
-            return issuance.reserve(tx, grant, serial)
+            self._prune_now_and_then(tx)
+            return [tx.apart(partial(issuance.reserve, tx, claim)) for claim in claims]
 
     def record(self, reservation: Reservation, certificate: Der, events: Sequence[Event], now: datetime) -> Issued:
         """Write a signed certificate down, durably, with its CSR, audit row and announcements.
@@ -122,25 +143,29 @@ class Inventory:
 
         Raises:
             KeyReused: the key was certified meanwhile by a different request; the reservation is void.
-            NotAuthorized: the predecessor was revoked meanwhile; the reservation is void.
+            NotAuthorized: the predecessor was revoked or the name taken meanwhile; the reservation is void.
             StorageUnavailable: also when the reservation was withdrawn meanwhile.
             InternalError: the reservation was used before, or never made.
         """
-        with self._write(now, durable=True) as tx:
-            result = issuance.record(tx, reservation, certificate, events)
+        (result,) = self.record_all([Signed(reservation, certificate, tuple(events))], now)
         if isinstance(result, EstError):
             raise result
         return result
 
+    def record_all(self, signed: Sequence[Signed], now: datetime) -> list[Issued | EstError]:
+        """Do what `record` does for several certificates in one durable transaction: all wait for one sync."""
+        with self._write(now, durable=True) as tx:
+            return [tx.apart(partial(issuance.record, tx, one)) for one in signed]
+
     def void(self, reservation: Reservation, reason: str, now: datetime) -> None:
         """Give a reservation up, because signing failed; its serial is never used."""
         with self._write(now, durable=False) as tx:
-            issuance.void(tx, reservation, reason)
+            void.void(tx, reservation, reason)
 
     def leftovers_void(self, now: datetime) -> list[Leftover]:
         """Give up what an earlier run of this server reserved and never recorded; for its start, before any worker."""
         with self._write(now, durable=True) as tx:
-            return issuance.void_leftovers(tx)
+            return void.void_leftovers(tx)
 
     def refuse(
         self, refusal: Refusal, now: datetime, events: Sequence[Event] = (), payment: Sequence[Bucket] = ()
@@ -151,7 +176,8 @@ class Inventory:
             RateLimited: one of the buckets to pay from is empty; nothing was written.
         """
         with self._write(now, durable=False) as tx:
-            self._pay(tx, payment)
+            self._prune_now_and_then(tx)
+            buckets.pay(tx, payment)
             refusals.refuse(tx, refusal, events)
 
     def require(self, payment: Sequence[Bucket], now: datetime) -> None:
@@ -163,9 +189,8 @@ class Inventory:
         with self._database.read() as connection:
             buckets.require(connection, payment, now)
 
-    def _pay(self, tx: Transaction, payment: Sequence[Bucket]) -> None:
-        buckets.pay(tx, payment)
-        if payment and next(self._payments) % _PAYMENTS_PER_PRUNE == 0:
+    def _prune_now_and_then(self, tx: Transaction) -> None:
+        if next(self._writes) % _WRITES_PER_PRUNE == 0:
             buckets.prune(tx)
 
     # --- revocation -------------------------------------------------------------------------------------------------
@@ -231,20 +256,10 @@ class Inventory:
         with self._database.read() as connection:
             return queries.current_by_names(connection, subject, san, device)
 
-    def profiles_of(self, device: DeviceId) -> frozenset[str]:
-        """Return the profiles under which a device has had certificates."""
-        with self._database.read() as connection:
-            return queries.profiles_of(connection, device)
-
     def key_device(self, spki_sha256: SpkiHash) -> DeviceId | None:
         """Return the device a key belongs to, whether or not a certificate came of it."""
         with self._database.read() as connection:
             return queries.key_device(connection, spki_sha256)
-
-    def key_compromised(self, device: DeviceId, spki_sha256: SpkiHash) -> bool:
-        """Return whether a certificate of this device and key was revoked because the key is known to others."""
-        with self._database.read() as connection:
-            return queries.key_compromised(connection, device, spki_sha256)
 
     def list_certificates(
         self,
@@ -352,7 +367,7 @@ class Inventory:
 
     def audit_rows(self, *, after: int = 0) -> Iterator[AuditRow]:
         """Read this server's audit rows in order, a batch at a time."""
-        with self._database.read() as connection:
+        with self._database.snapshot() as connection:
             yield from audit.rows(connection, self._server_id, after=after)
 
     def audit_lines(self) -> Iterator[str]:

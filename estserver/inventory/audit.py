@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, bindparam, insert, select, update
 
+from estserver.inventory.prepared import Prepared
 from estserver.inventory.schema import audit, audit_head, canonical_json
 from estserver.inventory.transaction import Transaction
 from estserver.model import AuditRow
@@ -26,14 +27,16 @@ _TEXT_MAX = 500
 _BATCH = 500
 
 _HEAD = select(audit_head.c.seq, audit_head.c.hash).where(audit_head.c.server_id == bindparam("server"))
-_LOCKED_HEAD = _HEAD.with_for_update()
-_ADVANCE = (
+_LOCKED_HEAD = Prepared(_HEAD.with_for_update())
+_ADVANCE = Prepared(
     update(audit_head)
     .where(audit_head.c.server_id == bindparam("server"))
-    .values(seq=bindparam("seq"), hash=bindparam("hash"))
+    .values(seq=bindparam("last"), hash=bindparam("link"))
 )
-_BEGIN = insert(audit_head)
-_INSERT = insert(audit)
+_BEGIN = Prepared(insert(audit_head), ("server_id", "seq", "hash"))
+_INSERT = Prepared(
+    insert(audit), ("server_id", "seq", "at", "actor", "action", "outcome", "detail", "previous_hash", "hash")
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +73,7 @@ class AuditReport:
 
 def append(tx: Transaction, fact: Fact) -> None:
     """Add one row at the end of this server's chain."""
-    head = tx.connection.execute(_LOCKED_HEAD, {"server": tx.server_id}).one_or_none()
+    head = _LOCKED_HEAD.one(tx.connection, server=tx.server_id)
     row = AuditRow(
         seq=1 if head is None else head.seq + 1,
         at=tx.now,
@@ -81,14 +84,13 @@ def append(tx: Transaction, fact: Fact) -> None:
         previous_hash=GENESIS if head is None else head.hash,
         hash="",
     )
-    values = {**signed_values(row, tx.server_id), "at": row.at, "previous_hash": row.previous_hash}
-    values["hash"] = _link(row, tx.server_id)
-    tx.connection.execute(_INSERT, values)
-    moved = {"server_id": tx.server_id, "seq": row.seq, "hash": values["hash"]}
+    link = _link(row, tx.server_id)
+    values = {**signed_values(row, tx.server_id), "at": row.at, "previous_hash": row.previous_hash, "hash": link}
+    _INSERT.run(tx.connection, **values)
     if head is None:
-        tx.connection.execute(_BEGIN, moved)
+        _BEGIN.run(tx.connection, server_id=tx.server_id, seq=row.seq, hash=link)
     else:
-        tx.connection.execute(_ADVANCE, {**moved, "server": tx.server_id})
+        _ADVANCE.run(tx.connection, server=tx.server_id, last=row.seq, link=link)
 
 
 def rows(connection: Connection, server_id: str, *, after: int = 0) -> Iterator[AuditRow]:

@@ -14,6 +14,7 @@ from typing import Any
 from sqlalchemy import Connection, bindparam, case, delete, or_, select
 from sqlalchemy.dialects import postgresql, sqlite
 
+from estserver.inventory.prepared import Prepared
 from estserver.inventory.schema import bucket
 from estserver.inventory.transaction import Transaction
 from estserver.limits import PERIOD_MAX, Bucket
@@ -23,19 +24,21 @@ _MICROSECOND = timedelta(microseconds=1)
 _full_at = bucket.c.full_at_microseconds
 
 
-def _take(insert: Any) -> Any:  # noqa: ANN401 - each dialect has an `insert` of its own, and they share no type
+def _take(insert: Any) -> Prepared:  # noqa: ANN401 - each dialect has an `insert` of its own, and they share no type
     """Build GCRA in one statement: no row comes back when the bucket is empty."""
     foreign = or_(_full_at < bindparam("now"), _full_at > bindparam("horizon"))
     statement = insert(bucket).values(key=bindparam("key"), full_at_microseconds=bindparam("first"))
-    return statement.on_conflict_do_update(
-        index_elements=[bucket.c.key],
-        set_={"full_at_microseconds": case((foreign, bindparam("first")), else_=_full_at + bindparam("interval"))},
-        where=or_(_full_at <= bindparam("last"), _full_at > bindparam("horizon")),
-    ).returning(_full_at)
+    return Prepared(
+        statement.on_conflict_do_update(
+            index_elements=[bucket.c.key],
+            set_={"full_at_microseconds": case((foreign, bindparam("first")), else_=_full_at + bindparam("interval"))},
+            where=or_(_full_at <= bindparam("last"), _full_at > bindparam("horizon")),
+        ).returning(_full_at)
+    )
 
 
 _TAKE = {"sqlite": _take(sqlite.insert), "postgresql": _take(postgresql.insert)}
-_FULL_AT = select(_full_at).where(bucket.c.key == bindparam("key"))
+_FULL_AT = Prepared(select(_full_at).where(bucket.c.key == bindparam("key")))
 _PRUNE = delete(bucket).where(or_(_full_at <= bindparam("now"), _full_at > bindparam("horizon")))
 
 
@@ -47,7 +50,7 @@ def pay(tx: Transaction, payment: Sequence[Bucket]) -> None:
     """
     take = _TAKE[tx.connection.dialect.name]
     for one in payment:
-        if tx.connection.execute(take, _values(one, tx.now)).one_or_none() is None:
+        if take.one(tx.connection, **_values(one, tx.now)) is None:
             require(tx.connection, (one,), tx.now)
             raise one.refusal(one.rate.interval)
 
@@ -59,8 +62,8 @@ def require(connection: Connection, payment: Sequence[Bucket], now: datetime) ->
         RateLimited: one is empty.
     """
     for one in payment:
-        found = connection.execute(_FULL_AT, {"key": one.key}).scalar()
-        wait = one.rate.wait(None if found is None else _EPOCH + found * _MICROSECOND, now)
+        found = _FULL_AT.one(connection, key=one.key)
+        wait = one.rate.wait(None if found is None else _EPOCH + found.full_at_microseconds * _MICROSECOND, now)
         if wait:
             raise one.refusal(wait)
 

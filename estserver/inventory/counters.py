@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from sqlalchemy import Connection, bindparam, func, insert, select, update
 
+from estserver.inventory.prepared import Prepared
 from estserver.inventory.schema import counter
 from estserver.inventory.transaction import Transaction
 
-_ADD = (
+_ADD = Prepared(
     update(counter)
     .where(counter.c.server_id == bindparam("server"), counter.c.name == bindparam("counter"))
     .values(value=counter.c.value + bindparam("amount"))
     .returning(counter.c.value)
 )
-_BEGIN = insert(counter)
+_BEGIN = Prepared(insert(counter), ("server_id", "name", "value"))
 SENT, SEQUENCE = "events_sent", "sequence:"
 """How many events were sent; and, before the name of a source, how many it ever had to tell."""
 PUBLIC = ("issued", "repeated", "refused", "revoked", "voided")
@@ -22,12 +23,11 @@ PUBLIC = ("issued", "repeated", "refused", "revoked", "voided")
 
 def add(tx: Transaction, name: str, amount: int = 1) -> int:
     """Add to a counter of this server and return its new value."""
-    values = {"server": tx.server_id, "counter": name, "amount": amount}
-    value: int | None = tx.connection.execute(_ADD, values).scalar()
-    if value is None:
-        tx.connection.execute(_BEGIN, {"server_id": tx.server_id, "name": name, "value": amount})
+    row = _ADD.one(tx.connection, server=tx.server_id, counter=name, amount=amount)
+    if row is None:
+        _BEGIN.run(tx.connection, server_id=tx.server_id, name=name, value=amount)
         return amount
-    return value
+    return int(row.value)
 
 
 def read(connection: Connection) -> dict[str, int]:

@@ -5,7 +5,8 @@ Rules:
 - `durable` transactions are synced before `write` returns (SQLite synchronous=FULL); the others survive a killed
   process but may be lost, whole, with the power.
 - Nothing of SQLAlchemy's or the driver's escapes: busy, full, read-only and unreachable are `StorageUnavailable`.
-- A connection never crosses a fork.
+- A connection never crosses a fork. A SQLite connection is kept, one for each thread: taking one anew costs as much as
+  several look-ups, and two in one thread would throw away each other's pages.
 - Nothing is written to a file that is no longer the one of that name.
 """
 
@@ -14,19 +15,21 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
-from sqlalchemy import URL, Connection, Engine, ExceptionContext, create_engine, event, inspect, make_url, text
-from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, NoSuchModuleError, OperationalError
+from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, make_url, text
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
-from sqlalchemy.pool import ConnectionPoolEntry
+from sqlalchemy.pool import ConnectionPoolEntry, NullPool
 
 from estserver.errors import ConfigError, InternalError, StorageUnavailable
+from estserver.inventory.prepared import driver
 from estserver.inventory.schema import SCHEMA_VERSIONS
 
 _UNAVAILABLE = {
@@ -50,15 +53,48 @@ _DOUBTFUL = _DAMAGED | {sqlite3.SQLITE_IOERR}
 
 
 class _Process:
-    """The connections of one process: a durable engine, a quick one, and the turn of its writers."""
+    """The connections of one process, and the turn of its writers."""
 
     def __init__(self, url: URL, busy_seconds: float) -> None:
         self.pid = os.getpid()
         self.file = _file_at(url)
-        self.durable = _engine(url, "FULL", busy_seconds)
-        self.quick = _engine(url, "NORMAL", busy_seconds)
+        self.engine = _engine(url, busy_seconds)
         # SQLite's own busy handler polls and is unfair; between threads a lock is neither
         self.turn = threading.Lock()
+        self._of_thread = threading.local()
+        self._kept = weakref.WeakSet[Connection]()
+
+    @contextmanager
+    def connected(self) -> Iterator[Connection]:
+        """Lend a connection: this thread's own, or, where a server is behind it, one from the pool."""
+        if self.engine.dialect.name != "sqlite":
+            with self.engine.connect() as pooled:
+                yield pooled
+            return
+        connection: Connection | None = getattr(self._of_thread, "connection", None)
+        if connection is None:
+            connection = self._of_thread.connection = self.engine.connect()
+            self._kept.add(connection)
+        try:
+            yield connection
+        except BaseException as error:
+            if _primary_code(error) in _DOUBTFUL:
+                self._of_thread = threading.local()  # every thread makes a new one
+                connection.invalidate()
+            elif driver(connection).in_transaction:
+                driver(connection).rollback()
+            raise
+        finally:
+            if connection.in_transaction():  # SQLAlchemy thinks so after each of its own statements
+                connection.rollback()
+
+    def close(self) -> None:
+        """Close every connection."""
+        for connection in list(self._kept):
+            with suppress(DBAPIError):
+                connection.close()
+        self._of_thread = threading.local()
+        self.engine.dispose()
 
 
 class Database:
@@ -87,14 +123,15 @@ class Database:
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
-        """Read; each statement sees one consistent state, and no writer waits for it."""
-        with _translated(), self._mine().quick.connect() as connection:
+        """Look something up; each statement sees one consistent state, and no writer waits for it."""
+        mine = self._mine()
+        with self._translated(), mine.connected() as connection:
             yield connection
 
     @contextmanager
     def snapshot(self) -> Iterator[Connection]:
-        """Read several statements from one state."""
-        with self.read() as connection:
+        """Read many statements or rows from one state, on a connection that is in nobody's way."""
+        with self._translated(), self._mine().engine.connect() as connection:
             if self.is_sqlite:
                 connection.exec_driver_sql("BEGIN")
             yield connection
@@ -107,8 +144,7 @@ class Database:
             StorageUnavailable: it could not be begun or committed; nothing was written, as far as is known.
         """
         mine = self._mine()
-        engine = mine.durable if durable else mine.quick
-        with mine.turn, _translated(), engine.connect() as connection:
+        with mine.turn, self._translated(), mine.connected() as connection:
             if mine.file != _file_at(self._url):
                 raise StorageUnavailable(
                     "the inventory's file was removed or replaced while it was in use",
@@ -116,8 +152,9 @@ class Database:
                     retry_after=timedelta(seconds=60),
                 )
             if self.is_sqlite:
-                connection.exec_driver_sql("BEGIN IMMEDIATE")
+                _begin(connection, "FULL" if durable else "NORMAL")
             yield connection
+            driver(connection).commit()
             connection.commit()
 
     def check_at_first_use(self, check: Callable[[], None]) -> None:
@@ -126,8 +163,7 @@ class Database:
 
     def close(self) -> None:
         """Close every connection of this process."""
-        self._process.durable.dispose()
-        self._process.quick.dispose()
+        self._process.close()
 
     def _mine(self) -> _Process:
         check, self._check = self._check, None
@@ -142,6 +178,21 @@ class Database:
             self._left_behind.append(self._process)
             self._process = _Process(self._url, self._busy_seconds)
         return self._process
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        """Turn what SQLAlchemy or the driver raises into what it means to us."""
+        try:
+            yield
+        except DBAPIError as error:
+            _raise_ours(error.orig or error, self._errors())
+        except PoolTimeout:
+            raise StorageUnavailable("the inventory is busy", retry_after=timedelta(seconds=2)) from None
+        except self._errors().Error as error:
+            _raise_ours(error, self._errors())
+
+    def _errors(self) -> Any:  # noqa: ANN401 - the driver's module, whose errors PEP 249 names
+        return self._process.engine.dialect.loaded_dbapi
 
 
 def open_database(where: str | Path, *, create: bool, migrate: bool, busy_seconds: float) -> Database:
@@ -251,58 +302,48 @@ def _upgrade(connection: Connection) -> None:
     command.upgrade(config, "head")
 
 
-def _engine(url: URL, synchronous: str, busy_seconds: float) -> Engine:
+def _engine(url: URL, busy_seconds: float) -> Engine:
     if url.get_backend_name() != "sqlite":
-        return create_engine(url, hide_parameters=True)
+        return create_engine(url, hide_parameters=True, pool_pre_ping=True)
     engine = create_engine(
         url,
         hide_parameters=True,
+        poolclass=NullPool,
         # no implicit BEGIN by the driver: `write` says which one
         connect_args={"timeout": busy_seconds, "isolation_level": None, "check_same_thread": False},
     )
-    event.listen(engine, "connect", _pragmas(synchronous))
-    event.listen(engine, "handle_error", _distrust)
+    event.listen(engine, "connect", _on_connect)
     return engine
 
 
-def _pragmas(synchronous: str) -> Callable[[sqlite3.Connection, ConnectionPoolEntry], None]:
-    def on_connect(connection: sqlite3.Connection, _entry: ConnectionPoolEntry) -> None:
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute(f"PRAGMA synchronous = {synchronous}")
-        connection.execute("PRAGMA foreign_keys = ON")
-
-    return on_connect
+def _on_connect(connection: sqlite3.Connection, _entry: ConnectionPoolEntry) -> None:
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA foreign_keys = ON")
 
 
-def _distrust(context: ExceptionContext) -> None:
-    """Let every connection be made anew when this one may not show what is on the disk."""
-    if _primary_code(context.original_exception) in _DOUBTFUL:
-        context.is_disconnect = True
+def _begin(connection: Connection, synchronous: str) -> None:
+    sqlite = driver(connection)
+    if connection.info.get("synchronous") != synchronous:
+        sqlite.execute(f"PRAGMA synchronous = {synchronous}")
+        connection.info["synchronous"] = synchronous
+    sqlite.execute("BEGIN IMMEDIATE")
 
 
 def _primary_code(error: BaseException | None) -> int | None:
+    if isinstance(error, DBAPIError):
+        error = error.orig
     code: int | None = getattr(error, "sqlite_errorcode", None)
     return None if code is None else code & 0xFF
 
 
-@contextmanager
-def _translated() -> Iterator[None]:
-    try:
-        yield
-    except DBAPIError as error:
-        _raise_ours(error)
-    except PoolTimeout:
-        raise StorageUnavailable("the inventory is busy", retry_after=timedelta(seconds=2)) from None
-
-
-def _raise_ours(error: DBAPIError) -> NoReturn:
-    primary = _primary_code(error.orig)
+def _raise_ours(error: BaseException, driver_errors: Any) -> NoReturn:  # noqa: ANN401 - a module by PEP 249
+    primary = _primary_code(error)
     if primary in _UNAVAILABLE:
         reason, seconds = _UNAVAILABLE[primary]
         damaged = "storage-damaged" if primary in _DAMAGED else None
         raise StorageUnavailable(reason, code=damaged, retry_after=timedelta(seconds=seconds)) from error
-    if primary is None and isinstance(error, OperationalError):
+    if primary is None and isinstance(error, driver_errors.OperationalError):
         raise StorageUnavailable("the inventory cannot be reached", retry_after=timedelta(seconds=5)) from error
-    if isinstance(error, IntegrityError):
+    if isinstance(error, driver_errors.IntegrityError):
         raise InternalError("the inventory refused a row that would break its rules") from error
     raise InternalError("the inventory refused a statement of ours") from error

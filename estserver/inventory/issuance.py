@@ -13,18 +13,17 @@ Rules:
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import Connection, Row, and_, bindparam, delete, exists, insert, or_, select, update
+from sqlalchemy import Connection, and_, bindparam, insert, literal_column, or_, select, true, update
 
 from estserver.errors import BadCredentials, InternalError, KeyReused, NotAuthorized, StorageUnavailable
-from estserver.inventory import audit, counters, outbox
+from estserver.inventory import audit, buckets, counters, outbox
+from estserver.inventory.prepared import Prepared
 from estserver.inventory.queries import has_serial, key_compromised
 from estserver.inventory.schema import (
-    IS_OPEN,
     ReservationState,
     canonical_json,
     certificate,
@@ -33,18 +32,30 @@ from estserver.inventory.schema import (
     device_certificate,
     device_key,
     reservation,
+    station,
 )
 from estserver.inventory.transaction import Transaction
+from estserver.inventory.void import mark_void
+from estserver.limits import Bucket
 from estserver.model import Der, DeviceId, Event, Grant, Issued, Reservation, Serial
 
 
 @dataclass(frozen=True, slots=True)
-class Leftover:
-    """A serial that was reserved and never recorded: a process ended between the two."""
+class Claim:
+    """One grant that wants a serial, and the buckets its request is paid from."""
 
+    grant: Grant
     serial: Serial
-    device: DeviceId
-    at: datetime
+    payment: tuple[Bucket, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Signed:
+    """One certificate that may leave once it is recorded, and what is to be told of it."""
+
+    reservation: Reservation
+    certificate: Der
+    events: tuple[Event, ...] = ()
 
 
 def fingerprint(grant: Grant) -> str:
@@ -68,38 +79,46 @@ def fingerprint(grant: Grant) -> str:
 # --- reserve --------------------------------------------------------------------------------------------------------
 
 
-def reserve(tx: Transaction, grant: Grant, serial: Serial) -> Reservation | Issued:
+def reserve(tx: Transaction, claim: Claim) -> Reservation | Issued:
     """Write a serial down for a grant, or find the certificate that already answers it."""
+    buckets.pay(tx, claim.payment)
+    grant = claim.grant
     same = fingerprint(grant)
-    key = tx.connection.execute(_KEY, {"spki": grant.csr.spki_sha256}).one_or_none()
-    certified = key is not None and key.certified
-    if certified:
+    known = _KNOWN.one(tx.connection, spki=grant.csr.spki_sha256, whose=grant.device)
+    if known.key_certified:
         repeated = _answered(tx, same)
         if repeated:
             _tell_repeat(tx, grant, repeated)
             return repeated
-    _claim_key(tx.connection, grant, key)
+    _keep_names_apart(tx.connection, grant, known.station)
+    _claim_key(tx.connection, grant, known)
     if grant.credential is not None:
-        _charge(tx, grant.credential, same, again=certified)
-    values = {
-        "serial": serial,
-        "fingerprint": same,
-        "device": grant.device,
-        "server_id": tx.server_id,
-        "at": tx.now,
-        "state": ReservationState.OPEN,
-    }
-    tx.connection.execute(_RESERVE, values)
-    return Reservation(serial, grant, tx.now)
+        _charge(tx, grant.credential, same, again=bool(known.key_certified))
+    _RESERVE.run(
+        tx.connection,
+        serial=claim.serial,
+        fingerprint=same,
+        device=grant.device,
+        server_id=tx.server_id,
+        at=tx.now,
+        state=ReservationState.OPEN,
+    )
+    return Reservation(claim.serial, grant, tx.now)
 
 
-_KEY = select(device_key.c.device, device_key.c.certified).where(device_key.c.spki_sha256 == bindparam("spki"))
-_RESERVE = insert(reservation)
-_INSERT_KEY = insert(device_key)
-_USE = insert(credential_use)
-_INSERT = insert(certificate)
-_FIRST = insert(device_certificate)
-_ANSWERED = (
+_of_key = device_key.c.spki_sha256 == bindparam("spki")
+_KNOWN = Prepared(
+    select(
+        select(device_key.c.device).where(_of_key).scalar_subquery().label("key_device"),
+        select(device_key.c.certified).where(_of_key).scalar_subquery().label("key_certified"),
+        select(station.c.name).where(station.c.name == bindparam("whose")).scalar_subquery().label("station"),
+    )
+)
+"""What is known of a key and a name before a serial is reserved, in one statement and always one row."""
+_PROFILES = Prepared(select(device_certificate.c.profile).where(device_certificate.c.device == bindparam("whose")))
+_RESERVE = Prepared(insert(reservation), ("serial", "fingerprint", "device", "server_id", "at", "state"))
+_INSERT_KEY = Prepared(insert(device_key), ("spki_sha256", "device", "certified"))
+_ANSWERED = Prepared(
     select(certificate.c.serial, certificate.c.certificate_der, certificate.c.device)
     .join(reservation, reservation.c.id == certificate.c.id)
     .where(
@@ -114,35 +133,55 @@ _ANSWERED = (
 
 
 def _answered(tx: Transaction, same: str) -> Issued | None:
-    row = tx.connection.execute(_ANSWERED, {"same": same, "now": tx.now}).one_or_none()
+    row = _ANSWERED.one(tx.connection, same=same, now=tx.now)
     if row is None:
         return None
     return Issued(row.serial, Der(row.certificate_der), DeviceId(row.device), repeated=True)
 
 
-def _claim_key(connection: Connection, grant: Grant, row: Row[*tuple[Any, ...]] | None) -> None:
-    if row is None:
-        connection.execute(
-            _INSERT_KEY,
-            {"spki_sha256": grant.csr.spki_sha256, "device": grant.device, "certified": False},
-        )
-    elif row.device != grant.device:
+def _keep_names_apart(connection: Connection, grant: Grant, is_station: str | None) -> None:
+    """Refuse a device the name of a part of the site, and the other way round: brokers go by the name alone."""
+    if is_station is not None and grant.holder == "device":
+        raise NotAuthorized(f"the name {grant.device} is kept for a part of the site", code="name-taken")
+    taken = next(
+        (row.profile for row in _PROFILES.all(connection, whose=grant.device) if row.profile in grant.apart_from), None
+    )
+    if taken is not None:
+        raise NotAuthorized(f"the name {grant.device} belongs to the profile {taken}", code="name-taken")
+
+
+def _claim_key(connection: Connection, grant: Grant, known: Any) -> None:  # noqa: ANN401 - a row of _KNOWN
+    if known.key_device is None:
+        _INSERT_KEY.run(connection, spki_sha256=grant.csr.spki_sha256, device=grant.device, certified=False)
+    elif known.key_device != grant.device:
         raise KeyReused(
             "this key belongs to another device",
             advice="make a new key on the device; two devices with one key usually share a flash image",
         )
-    elif row.certified and not grant.key_reuse:
+    elif known.key_certified:
+        _require_reusable(connection, grant)
+
+
+def _require_reusable(connection: Connection, grant: Grant) -> None:
+    """Refuse a certified key, unless the profile lets the device keep it and nobody else knows it."""
+    if not grant.key_reuse:
         raise KeyReused("this key was certified before", advice="make a new key for every certificate")
+    if key_compromised(connection, grant.device, grant.csr.spki_sha256):
+        raise KeyReused("this key was revoked as compromised", advice="make a new key on the device")
 
 
-_CREDENTIAL_ID = select(credential.c.id).where(
-    credential.c.name == bindparam("spender"),
-    or_(credential.c.expires_at.is_(None), credential.c.expires_at > bindparam("now")),
+_CREDENTIAL_ID = Prepared(
+    select(credential.c.id).where(
+        credential.c.name == bindparam("spender"),
+        or_(credential.c.expires_at.is_(None), credential.c.expires_at > bindparam("now")),
+    )
 )
-_USED = select(credential_use.c.at).where(
-    credential_use.c.credential_id == bindparam("id"), credential_use.c.fingerprint == bindparam("same")
+_USED = Prepared(
+    select(credential_use.c.at).where(
+        credential_use.c.credential_id == bindparam("id"), credential_use.c.fingerprint == bindparam("same")
+    )
 )
-_SPEND = (
+_SPEND = Prepared(
     update(credential)
     .where(
         credential.c.id == bindparam("spender"),
@@ -150,27 +189,28 @@ _SPEND = (
     )
     .values(spent=credential.c.spent + 1, last_use_at=bindparam("now", type_=credential.c.last_use_at.type))
 )
+_USE = Prepared(insert(credential_use), ("credential_id", "fingerprint", "at"))
 
 
 def _charge(tx: Transaction, name: str, same: str, *, again: bool) -> None:
     """Spend a use, unless this request has paid for one; `again` when a certificate came of that already."""
-    credential_id = tx.connection.execute(_CREDENTIAL_ID, {"spender": name, "now": tx.now}).scalar()
-    if credential_id is None:
+    found = _CREDENTIAL_ID.one(tx.connection, spender=name, now=tx.now)
+    if found is None:
         raise BadCredentials
-    used = tx.connection.execute(_USED, {"id": credential_id, "same": same}).scalar() is not None
+    used = _USED.one(tx.connection, id=found.id, same=same) is not None
     if used and not again:
         return
-    if tx.connection.execute(_SPEND, {"spender": credential_id, "now": tx.now}).rowcount != 1:
+    if _SPEND.run(tx.connection, spender=found.id, now=tx.now) != 1:
         raise BadCredentials
     if not used:
-        tx.connection.execute(_USE, {"credential_id": credential_id, "fingerprint": same, "at": tx.now})
+        _USE.run(tx.connection, credential_id=found.id, fingerprint=same, at=tx.now)
 
 
 # --- record ---------------------------------------------------------------------------------------------------------
 
 
 _old = reservation.alias("old")
-_RESERVED = (
+_RESERVED = Prepared(
     select(
         reservation.c.id,
         reservation.c.fingerprint,
@@ -181,7 +221,7 @@ _RESERVED = (
         _old.c.serial.label("old_serial"),
     )
     .select_from(reservation)
-    .join(device_key, device_key.c.spki_sha256 == bindparam("spki"))
+    .join(device_key, _of_key)
     .outerjoin(
         device_certificate,
         and_(device_certificate.c.device == bindparam("whose"), device_certificate.c.profile == bindparam("rules")),
@@ -190,43 +230,49 @@ _RESERVED = (
     .where(reservation.c.serial == bindparam("reserved"))
 )
 """All that `record` has to look at again, in one statement."""
-_CLOSE = update(reservation).where(reservation.c.id == bindparam("reserved")).values(state=ReservationState.RECORDED)
-_CERTIFY = update(device_key).where(device_key.c.spki_sha256 == bindparam("spki")).values(certified=True)
+_CLOSE = Prepared(
+    update(reservation)
+    .where(reservation.c.id == bindparam("reserved"))
+    .values(state=literal_column(f"'{ReservationState.RECORDED}'"))
+)
+_CERTIFY = Prepared(update(device_key).where(_of_key).values(certified=true()))
 
 
-def record(
-    tx: Transaction, reserved: Reservation, der: Der, events: Sequence[Event]
-) -> Issued | KeyReused | NotAuthorized:
+def record(tx: Transaction, signed: Signed) -> Issued | KeyReused | NotAuthorized:
     """Write a signed certificate down, with everything that follows from it.
 
     Returns:
         the certificate, or the one another process recorded for the same request meanwhile; or why this one must
         never leave the server, its reservation void: returned, not raised, so that the void is committed.
     """
+    reserved, der = signed.reservation, signed.certificate
     grant = reserved.grant
     row = _open_reservation(tx.connection, reserved)
     repeated = _answered(tx, row.fingerprint) if row.key_certified else None
     if repeated:
-        _mark_void(tx, reserved.serial, grant.device, "answered meanwhile")
+        mark_void(tx, reserved.serial, grant.device, "answered meanwhile")
         _tell_repeat(tx, grant, repeated)
         return repeated
-    problem = _overtaken(tx.connection, grant, row)
-    if problem:
-        _mark_void(tx, reserved.serial, grant.device, str(problem))
+    try:
+        _look_again(tx.connection, grant, row)
+    except (KeyReused, NotAuthorized) as problem:
+        mark_void(tx, reserved.serial, grant.device, str(problem))
         return problem
-    tx.connection.execute(_INSERT, _certificate_values(row.id, reserved, der, tx.now))
-    tx.connection.execute(_CLOSE, {"reserved": row.id})
-    tx.connection.execute(_CERTIFY, {"spki": grant.csr.spki_sha256})
+    digest = hashlib.sha256(der).hexdigest()
+    _write_certificate(tx, row.id, reserved, der, digest)
+    _CLOSE.run(tx.connection, reserved=row.id)
+    _CERTIFY.run(tx.connection, spki=grant.csr.spki_sha256)
     _make_current(tx.connection, row, reserved)
-    _tell_issue(tx, reserved, der, row.old_serial)
-    outbox.add(tx, events)
+    _tell_issue(tx, reserved, digest, row.old_serial)
+    outbox.add(tx, signed.events)
     return Issued(reserved.serial, der, grant.device)
 
 
-def _open_reservation(connection: Connection, reserved: Reservation) -> Row[*tuple[Any, ...]]:
+def _open_reservation(connection: Connection, reserved: Reservation) -> Any:  # noqa: ANN401 - a row of _RESERVED
     grant = reserved.grant
-    values = {"spki": grant.csr.spki_sha256, "whose": grant.device, "rules": grant.profile}
-    row = connection.execute(_RESERVED, {**values, "reserved": reserved.serial}).one_or_none()
+    row = _RESERVED.one(
+        connection, spki=grant.csr.spki_sha256, whose=grant.device, rules=grant.profile, reserved=reserved.serial
+    )
     if row is None or row.fingerprint != fingerprint(grant) or row.state == ReservationState.RECORDED:
         raise InternalError("the certificate does not belong to an open reservation")
     if row.state == ReservationState.VOID:
@@ -234,123 +280,81 @@ def _open_reservation(connection: Connection, reserved: Reservation) -> Row[*tup
     return row
 
 
-def _overtaken(connection: Connection, grant: Grant, row: Row[*tuple[Any, ...]]) -> KeyReused | NotAuthorized | None:
-    """Look again at what was decided before signing: the key may be certified by now, the predecessor revoked."""
-    if row.key_device != grant.device or (row.key_certified and not grant.key_reuse):
-        return KeyReused("this key was certified before", advice="make a new key for every certificate")
-    if row.key_certified and key_compromised(connection, grant.device, grant.csr.spki_sha256):
-        return KeyReused("this key was revoked as compromised", advice="make a new key on the device")
-    if grant.predecessor is not None and connection.execute(_REVOKED, {"which": grant.predecessor}).scalar():
-        return NotAuthorized("the certificate to be renewed was revoked")
-    return None
+def _look_again(connection: Connection, grant: Grant, row: Any) -> None:  # noqa: ANN401 - a row of _RESERVED
+    """Decide again what another process may have changed since: key and name may be taken, the predecessor revoked.
+
+    Raises:
+        KeyReused, NotAuthorized: one of them is.
+    """
+    if row.key_device != grant.device:
+        raise KeyReused("this key belongs to another device", advice="make a new key on the device")
+    if row.key_certified:
+        _require_reusable(connection, grant)
+    _keep_names_apart(connection, grant, None)
+    if grant.predecessor is not None:
+        predecessor = _REVOKED.one(connection, which=grant.predecessor)
+        if predecessor is not None and predecessor.revoked_at is not None:
+            raise NotAuthorized("the certificate to be renewed was revoked")
 
 
-_REVOKED = select(certificate.c.revoked_at).where(has_serial(bindparam("which")))
+_REVOKED = Prepared(select(certificate.c.revoked_at).where(has_serial(bindparam("which"))))
+_INSERT = Prepared(
+    insert(certificate),
+    (
+        *("id", "serial", "sha256", "device", "profile", "label", "operation", "requester", "spki_sha256", "key_name"),
+        *("subject", "san", "not_before", "not_after", "renew_after", "issued_at", "predecessor"),
+        *("certificate_der", "csr_der"),
+    ),
+)
 
 
-def _certificate_values(row_id: int, reserved: Reservation, der: Der, now: datetime) -> dict[str, object]:
+def _write_certificate(tx: Transaction, row_id: int, reserved: Reservation, der: Der, digest: str) -> None:
     grant = reserved.grant
-    return {
-        "id": row_id,
-        "serial": reserved.serial,
-        "sha256": hashlib.sha256(der).hexdigest(),
-        "device": grant.device,
-        "profile": grant.profile,
-        "label": grant.label,
-        "operation": grant.operation,
-        "requester": grant.requester,
-        "spki_sha256": grant.csr.spki_sha256,
-        "key_name": grant.csr.key.name,
-        "subject": grant.subject,
-        "san": grant.san,
-        "not_before": grant.not_before,
-        "not_after": grant.not_after,
-        "renew_after": grant.renew_after,
-        "issued_at": now,
-        "predecessor": grant.predecessor,
-        "certificate_der": der,
-        "csr_der": grant.csr.der,
-    }
+    _INSERT.run(
+        tx.connection,
+        id=row_id,
+        serial=reserved.serial,
+        sha256=digest,
+        device=grant.device,
+        profile=grant.profile,
+        label=grant.label,
+        operation=grant.operation,
+        requester=grant.requester,
+        spki_sha256=grant.csr.spki_sha256,
+        key_name=grant.csr.key.name,
+        subject=grant.subject,
+        san=grant.san,
+        not_before=grant.not_before,
+        not_after=grant.not_after,
+        renew_after=grant.renew_after,
+        issued_at=tx.now,
+        predecessor=grant.predecessor,
+        certificate_der=der,
+        csr_der=grant.csr.der,
+    )
 
 
-_SUPERSEDE = (
+_SUPERSEDE = Prepared(
     update(certificate)
     .where(certificate.c.id == bindparam("old"))
     .values(superseded_by=bindparam("successor", type_=certificate.c.superseded_by.type))
 )
-_REPLACE = (
+_FIRST = Prepared(insert(device_certificate), ("device", "profile", "certificate_id"))
+_REPLACE = Prepared(
     update(device_certificate)
     .where(device_certificate.c.device == bindparam("whose"), device_certificate.c.profile == bindparam("rules"))
     .values(certificate_id=bindparam("new"))
 )
 
 
-def _make_current(connection: Connection, row: Row[*tuple[Any, ...]], reserved: Reservation) -> None:
+def _make_current(connection: Connection, row: Any, reserved: Reservation) -> None:  # noqa: ANN401 - of _RESERVED
     """Make a certificate the one of its device and profile; the one before it, if any, is superseded."""
     device, profile = reserved.grant.device, reserved.grant.profile
     if row.old_id is None:
-        connection.execute(_FIRST, {"device": device, "profile": profile, "certificate_id": row.id})
+        _FIRST.run(connection, device=device, profile=profile, certificate_id=row.id)
     else:
-        connection.execute(_SUPERSEDE, {"old": row.old_id, "successor": reserved.serial})
-        connection.execute(_REPLACE, {"whose": device, "rules": profile, "new": row.id})
-
-
-# --- void -----------------------------------------------------------------------------------------------------------
-
-
-def void(tx: Transaction, reserved: Reservation, reason: str) -> None:
-    """Give a reservation up; its serial is never used again. One that is closed already stays as it is."""
-    _mark_void(tx, reserved.serial, reserved.grant.device, reason)
-
-
-def void_leftovers(tx: Transaction) -> list[Leftover]:
-    """Give up every reservation of this server that nobody will record any more; return them."""
-    query = select(reservation.c.serial, reservation.c.device, reservation.c.at).where(
-        reservation.c.server_id == tx.server_id, IS_OPEN
-    )
-    found = [Leftover(row.serial, DeviceId(row.device), row.at) for row in tx.connection.execute(query)]
-    for leftover in found:
-        _mark_void(tx, leftover.serial, leftover.device, "left over")
-    return found
-
-
-def void_device(tx: Transaction, device: DeviceId, reason: str) -> None:
-    """Give up what is being issued for a device at this moment."""
-    query = select(reservation.c.serial).where(reservation.c.device == device, IS_OPEN)
-    for serial in tx.connection.execute(query).scalars().all():
-        _mark_void(tx, serial, device, reason)
-
-
-_VOID = update(reservation).where(reservation.c.serial == bindparam("reserved"), IS_OPEN)
-_PAID_IN_VAIN = select(credential_use.c.credential_id, credential_use.c.fingerprint).where(
-    credential_use.c.fingerprint
-    == select(reservation.c.fingerprint).where(reservation.c.serial == bindparam("reserved")).scalar_subquery(),
-    ~exists().where(
-        reservation.c.fingerprint == credential_use.c.fingerprint, reservation.c.state != ReservationState.VOID
-    ),
-)
-"""The use of a credential by a request of which nothing came, and nothing can come any more."""
-
-
-def _mark_void(tx: Transaction, serial: Serial, device: DeviceId, reason: str) -> None:
-    values = {"reserved": serial, "state": ReservationState.VOID, "reason": reason}
-    if tx.connection.execute(_VOID, values).rowcount != 1:
-        return
-    _give_back(tx.connection, serial)
-    counters.add(tx, "voided")
-    detail = {"serial": f"{serial:x}", "device": device, "reason": reason}
-    audit.append(tx, audit.Fact(f"server:{tx.server_id}", "void", "ok", detail))
-
-
-def _give_back(connection: Connection, serial: Serial) -> None:
-    """Let a credential be used again when what it paid for is void."""
-    paid = connection.execute(_PAID_IN_VAIN, {"reserved": serial}).one_or_none()
-    if paid is None:
-        return
-    use = and_(credential_use.c.credential_id == paid.credential_id, credential_use.c.fingerprint == paid.fingerprint)
-    connection.execute(delete(credential_use).where(use))
-    again = update(credential).where(credential.c.id == paid.credential_id).values(spent=credential.c.spent - 1)
-    connection.execute(again)
+        _SUPERSEDE.run(connection, old=row.old_id, successor=reserved.serial)
+        _REPLACE.run(connection, whose=device, rules=profile, new=row.id)
 
 
 # --- tell -----------------------------------------------------------------------------------------------------------
@@ -375,13 +379,13 @@ def _tell_repeat(tx: Transaction, grant: Grant, repeated: Issued) -> None:
     audit.append(tx, audit.Fact(grant.requester, "repeat", "ok", detail))
 
 
-def _tell_issue(tx: Transaction, reserved: Reservation, der: Der, superseded: Serial | None) -> None:
+def _tell_issue(tx: Transaction, reserved: Reservation, digest: str, superseded: Serial | None) -> None:
     counters.add(tx, "issued")
     grant = reserved.grant
     detail = {
         **_request_detail(grant),
         "serial": f"{reserved.serial:x}",
-        "certificate_sha256": hashlib.sha256(der).hexdigest(),
+        "certificate_sha256": digest,
         "not_after": int(grant.not_after.timestamp()),
         "predecessor": None if grant.predecessor is None else f"{grant.predecessor:x}",
         "superseded": None if superseded is None else f"{superseded:x}",

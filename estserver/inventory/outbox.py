@@ -17,11 +17,18 @@ from datetime import datetime
 from sqlalchemy import Connection, bindparam, delete, insert, select, update
 
 from estserver.inventory import counters
+from estserver.inventory.prepared import Prepared
 from estserver.inventory.schema import outbox
 from estserver.inventory.transaction import Transaction
 from estserver.model import Event
 
-_INSERT = insert(outbox)
+_INSERT = Prepared(
+    insert(outbox),
+    (
+        *("server_id", "event_id", "source", "sequence", "type", "subject", "topic", "retain", "at", "data"),
+        "attempts",
+    ),
+)
 _PRUNE_BATCH = 1000
 _ERROR_MAX = 500
 
@@ -49,7 +56,8 @@ def add(tx: Transaction, events: Sequence[Event]) -> None:
         source: itertools.count(counters.add(tx, counters.SEQUENCE + source, count) - count + 1)
         for source, count in Counter(event.source for event in events).items()
     }
-    tx.connection.execute(_INSERT, [_values(tx, event, next(next_of[event.source])) for event in events])
+    for event in events:
+        _INSERT.run(tx.connection, **_values(tx, event, next(next_of[event.source])))
 
 
 def _values(tx: Transaction, event: Event, sequence: int) -> dict[str, object]:

@@ -6,9 +6,10 @@ from collections.abc import Iterable
 from datetime import datetime
 from typing import Any, Literal
 
-from sqlalchemy import BindParameter, ColumnElement, Connection, Row, Select, and_, bindparam, or_, select
+from sqlalchemy import BindParameter, ColumnElement, Connection, Select, and_, bindparam, or_, select
 
 from estserver.errors import NotFound
+from estserver.inventory.prepared import Prepared
 from estserver.inventory.schema import certificate, device_certificate, device_key, reservation
 from estserver.model import (
     CertificateRecord,
@@ -38,7 +39,11 @@ def has_serial(serial: Serial | BindParameter[Serial]) -> ColumnElement[bool]:
 
 def by_sha256(connection: Connection, sha256_hex: str) -> CertificateRecord | None:
     """Find a certificate by the SHA-256 of its octets."""
-    return _first(connection, _BY_ID.where(certificate.c.sha256 == sha256_hex))
+    row = _BY_SHA256.one(connection, sha256=sha256_hex)
+    return None if row is None else to_record(row)
+
+
+_BY_SHA256 = Prepared(_BY_ID.where(certificate.c.sha256 == bindparam("sha256")).limit(1))
 
 
 def by_serial(connection: Connection, serial: Serial) -> CertificateRecord | None:
@@ -67,19 +72,11 @@ def current_by_names(
     """Find the newest unsuperseded certificate of a device with exactly these names (RFC 7030 §4.2.2)."""
     names = set(san)
     query = _current_of(device).order_by(certificate.c.id.desc())
-    for row in connection.execute(query):
+    for row in connection.execute(query).all():
         record = to_record(row)
         if record.subject == subject and set(record.san) == names:
             return record
     return None
-
-
-_PROFILES = select(device_certificate.c.profile).where(device_certificate.c.device == bindparam("device_id"))
-
-
-def profiles_of(connection: Connection, device: DeviceId) -> frozenset[str]:
-    """Return the profiles under which a device has had certificates."""
-    return frozenset(connection.execute(_PROFILES, {"device_id": device}).scalars())
 
 
 def of_device(connection: Connection, device: DeviceId) -> list[CertificateRecord]:
@@ -162,7 +159,7 @@ def _first(connection: Connection, query: Select[Any]) -> CertificateRecord | No
     return None if row is None else to_record(row)
 
 
-def to_record(row: Row[Any]) -> CertificateRecord:
+def to_record(row: Any) -> CertificateRecord:  # noqa: ANN401 - a row of SQLAlchemy's or of a Prepared
     """Turn a row into what the rest of the server knows."""
     return CertificateRecord(
         serial=row.serial,

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, Table, bindparam, delete, insert, or_, select
+from sqlalchemy import Connection, Table, bindparam, delete, insert, or_, select
 
 from estserver.errors import NotFound, StateError
 from estserver.inventory import audit
+from estserver.inventory.prepared import Prepared
 from estserver.inventory.schema import anchor, credential, credential_use, station
 from estserver.inventory.transaction import Transaction
 from estserver.model import (
@@ -62,14 +63,16 @@ def credential_named(connection: Connection, name: str) -> CredentialRecord | No
     return None if row is None else _credential(row)
 
 
-_AUTHENTICABLE = select(credential).where(
-    credential.c.name == bindparam("named"),
-    or_(credential.c.expires_at.is_(None), credential.c.expires_at > bindparam("now")),
-    or_(
-        credential.c.uses.is_(None),
-        credential.c.spent < credential.c.uses,
-        credential.c.last_use_at > bindparam("retry_from"),
-    ),
+_AUTHENTICABLE = Prepared(
+    select(credential).where(
+        credential.c.name == bindparam("named"),
+        or_(credential.c.expires_at.is_(None), credential.c.expires_at > bindparam("now")),
+        or_(
+            credential.c.uses.is_(None),
+            credential.c.spent < credential.c.uses,
+            credential.c.last_use_at > bindparam("retry_from"),
+        ),
+    )
 )
 
 
@@ -78,12 +81,11 @@ def authenticable(connection: Connection, name: str, now: datetime) -> Credentia
 
     Whether a spent one pays for this very request is decided when it is reserved.
     """
-    values = {"named": name, "now": now, "retry_from": now - SPENT_CREDENTIAL_GRACE}
-    row = connection.execute(_AUTHENTICABLE, values).one_or_none()
+    row = _AUTHENTICABLE.one(connection, named=name, now=now, retry_from=now - SPENT_CREDENTIAL_GRACE)
     return None if row is None else _credential(row)
 
 
-def _credential(row: Row[Any]) -> CredentialRecord:
+def _credential(row: Any) -> CredentialRecord:  # noqa: ANN401 - a row of SQLAlchemy's or of a Prepared
     return CredentialRecord(
         name=row.name,
         scheme=row.scheme,
@@ -131,11 +133,14 @@ def stations(connection: Connection) -> list[StationRecord]:
 
 def station_named(connection: Connection, name: str) -> StationRecord | None:
     """Find a station."""
-    row = connection.execute(select(station).where(station.c.name == name)).one_or_none()
+    row = _STATION.one(connection, named=name)
     return None if row is None else _station(row)
 
 
-def _station(row: Row[Any]) -> StationRecord:
+_STATION = Prepared(select(station).where(station.c.name == bindparam("named")))
+
+
+def _station(row: Any) -> StationRecord:  # noqa: ANN401 - a row of SQLAlchemy's or of a Prepared
     return StationRecord(row.name, row.devices, row.created_at)
 
 
@@ -174,8 +179,11 @@ def anchors(connection: Connection) -> list[AnchorRecord]:
     """Return every anchor, by name."""
     return [
         AnchorRecord(row.name, Der(row.certificate), row.device_id, row.devices, row.created_at)
-        for row in connection.execute(select(anchor).order_by(anchor.c.name))
+        for row in _ANCHORS.all(connection)
     ]
+
+
+_ANCHORS = Prepared(select(anchor).order_by(anchor.c.name))
 
 
 # --- alike ----------------------------------------------------------------------------------------------------------

@@ -8,9 +8,10 @@ from dataclasses import replace
 from sqlalchemy import update
 
 from estserver.errors import NotFound, StateError
-from estserver.inventory import audit, counters, issuance, outbox, queries
+from estserver.inventory import audit, counters, outbox, queries
 from estserver.inventory.schema import certificate
 from estserver.inventory.transaction import Transaction
+from estserver.inventory.void import void_device
 from estserver.model import CertificateRecord, DeviceId, Event, Serial
 
 REASONS = (
@@ -58,7 +59,7 @@ def revoke_device(
     records = queries.of_device(tx.connection, device)
     if not records:
         raise NotFound(f"no certificate belongs to the device {device}", advice="see: estserver inventory list")
-    issuance.void_device(tx, device, "device revoked")
+    void_device(tx, device, "device revoked")
     return [
         _revoke(tx, record, reason, actor, announce)
         for record in records

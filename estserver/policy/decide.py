@@ -60,6 +60,7 @@ class Ask:
     Attributes:
         previous: the certificate being renewed; None for an enrolment.
         issuer_not_after: end of the issuing CA's certificate; no leaf outlives it.
+        apart_from: as in `Grant`.
     """
 
     operation: Operation
@@ -71,6 +72,7 @@ class Ask:
     now: datetime
     issuer_not_after: datetime
     peer_address: str = ""
+    apart_from: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,6 +284,8 @@ def _grant(profile: Profile, ask: Ask, device: DeviceId) -> Grant:
         key_reuse=profile.renewal.key_reuse == "same-device",
         binding=ask.binding,
         peer_address=ask.peer_address,
+        holder=profile.holder,
+        apart_from=ask.apart_from,
     )
 
 

@@ -48,19 +48,28 @@ class _Started:
         return self.written.append
 
 
-def run_app(app: WsgiApp, environ: dict[str, Any]) -> tuple[str, Headers, bytes]:
-    """Call the application and collect its whole answer: status, headers, body."""
-    started = _Started()
-    parts: Iterable[bytes] = app(environ, started.start_response)
-    try:
-        body = b"".join(parts)
-    finally:
-        close = getattr(parts, "close", None)
-        if close is not None:
-            close()
-    if not started.status:
-        raise RuntimeError("the application did not call start_response")
-    return started.status, started.headers, b"".join(started.written) + body
+class Call:
+    """One call of the application: made at once, its answer collected when the caller is ready for it.
+
+    An application may put work off until its answer is collected (PEP 3333), and then do it for several calls at once.
+    """
+
+    def __init__(self, app: WsgiApp, environ: dict[str, Any]) -> None:
+        self._started = _Started()
+        self._parts: Iterable[bytes] = app(environ, self._started.start_response)
+
+    def collect(self) -> tuple[str, Headers, bytes]:
+        """Return the whole answer: status, headers, body."""
+        try:
+            body = b"".join(self._parts)
+        finally:
+            close = getattr(self._parts, "close", None)
+            if close is not None:
+                close()
+        started = self._started
+        if not started.status:
+            raise RuntimeError("the application did not call start_response")
+        return started.status, started.headers, b"".join(started.written) + body
 
 
 def format_answer(status: str, headers: Headers, body: bytes, *, method: str, http10: bool, keep_alive: bool) -> bytes:

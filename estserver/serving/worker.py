@@ -1,8 +1,9 @@
 """The event loop: accepts, moves octets, runs the application on complete requests, ends what takes too long.
 
-A turn is: wait for sockets; move octets; call the application for every request that became complete; expire. The
-application runs in this thread, one request at a time, and only on requests that are whole, so that no client can hold
-it up; it should be quick, or be one of several workers.
+A turn is: wait for sockets; move octets; call the application for every request that became complete; collect its
+answers; expire. The application runs in this thread, one request at a time, and only on requests that are whole, so
+that no client can hold it up; it should be quick, or be one of several workers. What it puts off until its first answer
+is collected, it can do for all requests of the turn at once.
 """
 
 from __future__ import annotations
@@ -14,12 +15,14 @@ import socket
 import sys
 import time
 from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import ClassVar
 
 from gunicorn.arbiter import Arbiter
 from gunicorn.workers.base import Worker
 
-from estserver.serving.answer import format_answer, run_app
+from estserver.serving.answer import Call, Headers, format_answer
 from estserver.serving.connection import RECORD_BYTES, Connection, Limits, Phase
 from estserver.serving.deadlines import Deadlines
 from estserver.serving.descriptors import raise_descriptor_limit
@@ -29,6 +32,7 @@ from estserver.serving.options import ServeOptions
 from estserver.serving.request import parser_config
 
 ACCEPTS_PER_TURN = 4
+CALLS_PER_TURN = 32
 TURN_MAX_SECONDS = 1.0
 LINGER_SECONDS = 2.0
 ACCEPT_PAUSE_SECONDS = 0.1
@@ -100,8 +104,7 @@ class FrontWorker(Worker):
                 self._advance(key.data)
             else:
                 key.data()
-        for _ in range(len(self._ready)):
-            self._serve(self._ready.popleft())
+        self._serve([self._ready.popleft() for _ in range(min(len(self._ready), CALLS_PER_TURN))])
         now = time.monotonic()
         for connection in self._deadlines.expired(now):
             connection.expire()
@@ -216,23 +219,39 @@ class FrontWorker(Worker):
 
     # --- requests ----------------------------------------------------------------------------------------------------
 
-    def _serve(self, connection: Connection) -> None:
-        """Run the application on a complete request and send its answer."""
-        request = connection.request
-        if request is None or connection not in self._connections:
-            return
-        self._deadlines.remove(connection)  # it may be READY again, with a pipelined request, before it is filed again
+    def _serve(self, ready: Sequence[Connection]) -> None:
+        """Run the application on complete requests, then send its answers."""
+        begun = []
+        for connection in ready:
+            if connection in self._connections:
+                # it may be READY again, with a pipelined request, before it is filed again
+                self._deadlines.remove(connection)
+                with self._application(connection):
+                    begun.append((connection, Call(self.wsgi, connection.environ())))
+        for connection, call in begun:
+            with self._application(connection):
+                self._answer(connection, *call.collect())
+
+    @contextmanager
+    def _application(self, connection: Connection) -> Iterator[None]:
+        """Let the application work for a connection; if it fails, that is said once and answered."""
         try:
-            status, headers, body = run_app(self.wsgi, connection.environ())
+            yield
         except Exception:
+            request = connection.request
+            assert request is not None
             self.log.exception("the application failed on %s %s", request.method, request.path)
             connection.refuse(Refusal(500, "internal error"))
-        else:
-            keep_alive = request.keep_alive and self.alive
-            octets = format_answer(
-                status, headers, body, method=request.method, http10=request.http10, keep_alive=keep_alive
-            )
-            connection.answer(octets, keep_alive=keep_alive)
+            self._advance(connection)
+
+    def _answer(self, connection: Connection, status: str, headers: Headers, body: bytes) -> None:
+        request = connection.request
+        assert request is not None
+        keep_alive = request.keep_alive and self.alive
+        octets = format_answer(
+            status, headers, body, method=request.method, http10=request.http10, keep_alive=keep_alive
+        )
+        connection.answer(octets, keep_alive=keep_alive)
         self._advance(connection)
 
     # --- stopping ----------------------------------------------------------------------------------------------------

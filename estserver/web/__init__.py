@@ -13,6 +13,7 @@ from estserver.config import Settings
 from estserver.inventory import Inventory
 from estserver.web import errors
 from estserver.web.est import est
+from estserver.web.turn import Turn
 
 __all__ = ["create_app"]
 
@@ -39,6 +40,7 @@ def create_app(
     app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False  # Flask would answer OPTIONS as HTML
     app.config["ESTLINE_REALM"] = settings.realm
     app.extensions["estline.enrollment"] = enrollment
+    app.extensions["estline.turn"] = Turn(enrollment.issue)
     app.url_map.strict_slashes = True
     app.url_map.merge_slashes = False
     app.register_blueprint(est)

@@ -75,10 +75,14 @@ def status_of(error: EstError) -> int:
 
 
 def _est_error(error: EstError) -> Response:
+    return answer_to(error, current_app.config["ESTLINE_REALM"])
+
+
+def answer_to(error: EstError, realm: str) -> Response:
+    """Write an error as the answer to whoever caused it."""
     status = status_of(error)
     if status == 401:
         response = Response(status=401)
-        realm = current_app.config["ESTLINE_REALM"]
         response.headers["WWW-Authenticate"] = f'Basic realm="{realm}", charset="UTF-8"'
         del response.headers["Content-Type"]
         return response

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import base64
 from dataclasses import dataclass
+from functools import partial
 
 from flask import Blueprint, Response, current_app, request
 
 from estserver import asn1
 from estserver.enroll import Enrollment, Request
+from estserver.errors import EstError
 from estserver.model import BasicCredentials, Der, Operation
-from estserver.web.errors import NotImplementedHere, WrongMediaType
+from estserver.web.errors import NotImplementedHere, WrongMediaType, answer_to
 from estserver.web.peer import peer_of
+from estserver.web.turn import Later, Ticket
 
 PREFIX = "/.well-known/est"
 CERTS_ONLY = "application/pkcs7-mime; smime-type=certs-only"
@@ -91,8 +94,15 @@ def _enroll(operation: Operation, label: str) -> Response:
     if request.mimetype != "application/pkcs10":
         raise WrongMediaType(f"Content-Type {request.mimetype or 'none'!r} sent; application/pkcs10 is wanted")
     asked = Request(operation, label, request.get_data(cache=False), peer_of(request.environ), _credentials())
-    issued = enrollment().enroll(asked)
-    return _answer(asn1.certs_only([issued.certificate]), CERTS_ONLY)
+    ticket = current_app.extensions["estline.turn"].join(enrollment().admit(asked))
+    return Later(partial(_issued, ticket, current_app.config["ESTLINE_REALM"]))
+
+
+def _issued(ticket: Ticket, realm: str) -> Response:
+    try:
+        return _answer(asn1.certs_only([ticket.result().certificate]), CERTS_ONLY)
+    except EstError as error:
+        return answer_to(error, realm)
 
 
 def _credentials() -> BasicCredentials | None:

@@ -198,7 +198,7 @@ def test_a_failed_signature_issues_nothing_and_costs_nothing(office: Office, mon
     assert office(asked).device == device
 
 
-@pytest.mark.parametrize("method", ["reserve", "record"])
+@pytest.mark.parametrize("method", ["reserve_all", "record_all"])
 def test_storage_that_fails_is_said_to_be_unavailable_and_a_retry_works(
     office: Office, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
@@ -229,7 +229,7 @@ def test_nothing_is_signed_before_it_is_reserved_nor_leaves_before_it_is_recorde
     office: Office, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     order = []
-    for owner, method in ((Inventory, "reserve"), (IssuingCa, "issue"), (Inventory, "record")):
+    for owner, method in ((Inventory, "reserve_all"), (IssuingCa, "issue"), (Inventory, "record_all")):
         real = getattr(owner, method)
 
         def noted(*args: Any, _real: Any = real, _method: str = method, **kwargs: Any) -> Any:
@@ -238,7 +238,7 @@ def test_nothing_is_signed_before_it_is_reserved_nor_leaves_before_it_is_recorde
 
         monkeypatch.setattr(owner, method, noted)
     office.first()
-    assert order == ["reserve", "issue", "record"]
+    assert order == ["reserve_all", "issue", "record_all"]
 
 
 def test_issuing_announces_in_the_same_breath(office: Office) -> None:

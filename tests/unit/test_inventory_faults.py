@@ -141,10 +141,9 @@ def test_a_locked_database_is_said_to_be_one_and_works_again_after(inventory: In
 def test_a_full_disk_loses_nothing_that_was_recorded(inventory: Inventory, path: Path) -> None:
     enroll(inventory, grant_for(), 1)
     reservation = reserve(inventory, grant_for("sn-2"), 2)
-    for engine in (inventory._database._process.durable, inventory._database._process.quick):
-        with engine.connect() as connection:
-            pages = connection.exec_driver_sql("PRAGMA page_count").scalar()
-            connection.exec_driver_sql(f"PRAGMA max_page_count = {pages}")
+    with inventory._database.read() as connection:
+        pages = connection.exec_driver_sql("PRAGMA page_count").scalar()
+        connection.exec_driver_sql(f"PRAGMA max_page_count = {pages}")
     with pytest.raises(StorageUnavailable) as caught:
         inventory.record(reservation, Der(b"x" * 100_000), [], NOW)
     assert "full" in str(caught.value)

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from estserver.errors import BadCredentials, InternalError, KeyReused, NotAuthorized, StorageUnavailable
-from estserver.inventory import Inventory, fingerprint
+from estserver.inventory import Inventory
+from estserver.inventory.issuance import fingerprint
 from estserver.model import Der, DeviceId, Issued, NameAttribute, Operation, Serial
 from tests.inventory_support import (
     DAY,
@@ -91,8 +92,15 @@ def test_once_due_or_expired_a_repeat_is_a_new_request_and_needs_a_new_key(
 
 def test_a_revoked_certificate_answers_no_repeat(inventory: Inventory) -> None:
     enroll(inventory, grant_for(key_reuse=True), 1)
-    inventory.revoke(Serial(1), "keyCompromise", "operator:a", NOW)
+    inventory.revoke(Serial(1), "affiliationChanged", "operator:a", NOW)
     assert not isinstance(inventory.reserve(grant_for(key_reuse=True), Serial(2), NOW), Issued)
+
+
+def test_a_key_that_others_know_is_not_even_reserved_for(inventory: Inventory) -> None:
+    enroll(inventory, grant_for(key_reuse=True), 1)
+    inventory.revoke(Serial(1), "keyCompromise", "operator:a", NOW)
+    with pytest.raises(KeyReused, match="compromised"):
+        inventory.reserve(grant_for(key_reuse=True), Serial(2), NOW)
 
 
 def test_a_superseded_certificate_answers_no_repeat(inventory: Inventory) -> None:

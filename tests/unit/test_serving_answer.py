@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from estserver.serving.answer import format_answer, format_refusal, run_app
+from estserver.serving.answer import Call, format_answer, format_refusal
 from estserver.serving.errors import Refusal
 
 
@@ -62,7 +62,7 @@ def test_the_answer_is_joined_and_the_iterable_closed():
         start_response("200 OK", [])(b"written ")
         return Parts([b"and ", b"given"])
 
-    assert run_app(app, {}) == ("200 OK", [], b"written and given")
+    assert Call(app, {}).collect() == ("200 OK", [], b"written and given")
     assert Parts.closed
 
 
@@ -72,7 +72,7 @@ def test_an_error_may_replace_an_answer_not_yet_given():
         start_response("500 Internal Server Error", [], (None, None, None))
         return [b"sorry"]
 
-    assert run_app(app, {}) == ("500 Internal Server Error", [], b"sorry")
+    assert Call(app, {}).collect() == ("500 Internal Server Error", [], b"sorry")
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_what_would_break_the_framing_is_the_applications_fault(status, headers)
         return []
 
     with pytest.raises(ValueError, match=r"^not a (status line|header)") as raised:
-        run_app(app, {})
+        Call(app, {}).collect()
     assert "c: d" not in str(raised.value)
 
 
@@ -104,4 +104,4 @@ def test_start_response_is_called_once_and_at_all():
 
     for app in (twice, lambda environ, start_response: []):
         with pytest.raises(RuntimeError):
-            run_app(app, {})
+            Call(app, {}).collect()
