@@ -207,8 +207,8 @@ def live(est: Est, first: Asked, *, renewals: int, rng: random.Random, told: lis
 
 @contextlib.contextmanager
 def database(home: Home) -> Iterator[Any]:
-    """What was written down, for questions in SQL."""
-    connection = sqlite3.connect(home.path / "estserver.db")
+    """What was written down, for questions in SQL; read-only, so that it stays as it was left."""
+    connection = sqlite3.connect(f"file:{home.path / 'estserver.db'}?mode=ro", uri=True)
     yield lambda query: connection.execute(query).fetchall()
     connection.close()
 
