@@ -17,7 +17,6 @@ import struct
 import time
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection as Pipe
-from pathlib import Path
 from typing import NamedTuple
 
 from cryptography import x509
@@ -73,8 +72,22 @@ class Asked:
 # --- TLS ------------------------------------------------------------------------------------------------------------
 
 
-def tls_context(home: Home, tls: int, group: str, *, identified: bool = True) -> SSL.Context:
-    """Make the context of a client that verifies the server, and shows the station's certificate if `identified`."""
+class Identity(NamedTuple):
+    """A key and what is shown for it: its certificate, and the chain above."""
+
+    key: ec.EllipticCurvePrivateKey
+    chain: list[x509.Certificate]
+
+
+def station_of(home: Home) -> Identity:
+    """Return the station of a home."""
+    key = load_pem_private_key(home.station_key.read_bytes(), None)
+    assert isinstance(key, ec.EllipticCurvePrivateKey)
+    return Identity(key, x509.load_pem_x509_certificates(home.station_chain.read_bytes()))
+
+
+def tls_context(home: Home, tls: int, group: str, identity: Identity | None = None) -> SSL.Context:
+    """Make the context of a client that verifies the server, and shows its certificate if it has one."""
     context = SSL.Context(SSL.TLS_CLIENT_METHOD)
     context.set_min_proto_version(tls)
     context.set_max_proto_version(tls)
@@ -82,19 +95,13 @@ def tls_context(home: Home, tls: int, group: str, *, identified: bool = True) ->
     context.load_verify_locations(str(home.path / "root.pem"))
     context.set_verify(SSL.VERIFY_PEER, None)
     _offer(context, group)
-    if identified:
-        leaf, *rest = x509.load_pem_x509_certificates(home.station_chain.read_bytes())
-        context.use_privatekey(_key(home.station_key))
+    if identity is not None:
+        leaf, *rest = identity.chain
+        context.use_privatekey(identity.key)
         context.use_certificate(leaf)
         for certificate in rest:
             context.add_extra_chain_cert(certificate)
     return context
-
-
-def _key(path: Path) -> ec.EllipticCurvePrivateKey:
-    key = load_pem_private_key(path.read_bytes(), None)
-    assert isinstance(key, ec.EllipticCurvePrivateKey)
-    return key
 
 
 def _offer(context: SSL.Context, group: str) -> None:
@@ -105,9 +112,14 @@ def _offer(context: SSL.Context, group: str) -> None:
         raise SystemExit(f"error: this OpenSSL does not know {group}")
 
 
-def connect(port: int, source: str) -> socket.socket:
-    """Open a TCP connection from an address of 127.0.0.0/8, each of which has ephemeral ports of its own."""
+def connect(port: int, source: str, *, window_bytes: int | None = None) -> socket.socket:
+    """Open a TCP connection from an address of 127.0.0.0/8, each of which has ephemeral ports of its own.
+
+    `window_bytes` is how much the client takes before it reads; None leaves it to the system.
+    """
     sock = socket.socket()
+    if window_bytes is not None:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, window_bytes)
     sock.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
     sock.bind((source, 0))
     for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
@@ -144,6 +156,34 @@ class Wire:
         with contextlib.suppress(SSL.Error):
             self.tls.shutdown()
         self.socket.close()
+
+
+# --- EST ------------------------------------------------------------------------------------------------------------
+
+
+def csr(key: ec.EllipticCurvePrivateKey, device: str, names: x509.SubjectAlternativeName | None = None) -> bytes:
+    """Ask for a certificate for this key, device and, if any, these names."""
+    builder = x509.CertificateSigningRequestBuilder().subject_name(
+        x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, device)])
+    )
+    if names is not None:
+        builder = builder.add_extension(names, critical=False)
+    return builder.sign(key, hashes.SHA256()).public_bytes(Encoding.DER)
+
+
+def post(operation: str, der: bytes, fields: bytes = b"") -> bytes:
+    """Write the whole request; `fields` are further lines of its head."""
+    body = base64.b64encode(der)
+    return (
+        b"POST /.well-known/est/%s HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/pkcs10\r\n"
+        b"Content-Length: %d\r\n%s\r\n%s" % (operation.encode(), len(body), fields, body)
+    )
+
+
+def certificate_in(answer: bytes) -> x509.Certificate:
+    """Read the one certificate that an answer holds."""
+    (certificate,) = pkcs7.load_der_pkcs7_certificates(base64.b64decode(answer.partition(b"\r\n\r\n")[2]))
+    return certificate
 
 
 # --- one client -----------------------------------------------------------------------------------------------------
@@ -186,7 +226,7 @@ class Client:
     def _context(self, job: Job) -> SSL.Context:
         kind = job.tls, job.group
         if kind not in self._contexts:
-            self._contexts[kind] = tls_context(self._home, *kind)
+            self._contexts[kind] = tls_context(self._home, *kind, station_of(self._home))
         return self._contexts[kind]
 
     def _make(self, job: Job) -> Asked:
@@ -194,14 +234,8 @@ class Client:
         if not job.enrols:
             return Asked(b"GET /page HTTP/1.1\r\nHost: localhost\r\n" + connection + b"\r\n", "", b"")
         device, key = next(self._names), ec.generate_private_key(ec.SECP256R1())
-        name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, device)])
-        request = x509.CertificateSigningRequestBuilder().subject_name(name).sign(key, hashes.SHA256())
-        body = base64.b64encode(request.public_bytes(Encoding.DER))
-        head = (
-            b"POST /.well-known/est/simpleenroll HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/pkcs10\r\n"
-            b"Content-Length: %d\r\n%s\r\n" % (len(body), connection)
-        )
-        return Asked(head + body, device, key.public_key().public_bytes(*SPKI))
+        octets = post("simpleenroll", csr(key, device), connection)
+        return Asked(octets, device, key.public_key().public_bytes(*SPKI))
 
     def _ask(self, job: Job, context: SSL.Context, asked: Asked, held: Wire | None, problems: list[str]) -> float:
         """Ask once; return the seconds from connect, or from the first octet on an open connection, to the answer."""
@@ -223,7 +257,7 @@ class Client:
         if not head.startswith(b"HTTP/1.1 200 "):
             problems.append(f"{asked.device}: {head[:40]!r} {body[:80]!r}")
             return 0, ""
-        (certificate,) = pkcs7.load_der_pkcs7_certificates(base64.b64decode(body))
+        certificate = certificate_in(asked.answer)
         certificate.verify_directly_issued_by(self._issuing)
         name = certificate.subject.get_attributes_for_oid(x509.NameOID.COMMON_NAME)[0].value
         if name != asked.device or certificate.public_key().public_bytes(*SPKI) != asked.spki:

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -92,14 +92,28 @@ def _enrol_station(path: Path, request: bytes) -> x509.Certificate:
         return x509.load_der_x509_certificate(enrollment.enroll(asked).certificate)
 
 
+def one_time_passwords(home: Home, devices: Iterable[str]) -> dict[str, str]:
+    """Make a credential of one use for each device, called `for-DEVICE`; return the passwords by device."""
+    pepper = (home.path / PEPPER).read_bytes()
+    passwords = {device: base64.b64encode(os.urandom(15)).decode() for device in devices}
+    with home.inventory() as inventory:
+        for device, password in passwords.items():
+            verifier = verifier_for_generated(password.encode(), pepper)
+            record = CredentialRecord(
+                f"for-{device}", "hmac-sha256", verifier, b"", "", (device,), (), 1, 0, now(), None
+            )  # fmt: skip
+            inventory.credential_add(record, "operator:bench")
+    return passwords
+
+
 # --- processes ------------------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
-def on_core(core: int) -> Iterator[None]:
-    """Start processes on one core."""
+def on_core(core: int | None) -> Iterator[None]:
+    """Start processes on one core; None for wherever there is room."""
     before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {core})
+    os.sched_setaffinity(0, before if core is None else {core})
     try:
         yield
     finally:
@@ -129,7 +143,7 @@ class Server:
 
     def worker_megabytes(self) -> float:
         """Return the resident memory of the largest process below the first."""
-        return max(_resident_kib(pid) for pid in self.tree()[1:]) / 1024
+        return max(resident_megabytes(pid) for pid in self.tree()[1:])
 
     def stop(self) -> None:
         """End it gracefully; what it said on stderr matters only when it fails."""
@@ -152,14 +166,17 @@ class Server:
         return self.said.read().strip()
 
 
-def _resident_kib(pid: int) -> int:
+def resident_megabytes(pid: int) -> float:
+    """Return the resident memory of a process."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS:"))
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS:")) / 1024
 
 
-def start_estline(home: Home, core: int, *, program: Sequence[str] = ("-m", "estserver")) -> Server:
-    """Start `estserver serve` with one worker; another `program` takes the same arguments."""
-    arguments = ("serve", "--home", str(home.path), "--listen", "127.0.0.1:0", "--workers", "1")
+def start_estline(
+    home: Home, core: int | None, *, workers: int = 1, program: Sequence[str] = ("-m", "estserver")
+) -> Server:
+    """Start `estserver serve`; another `program` takes the same arguments."""
+    arguments = ("serve", "--home", str(home.path), "--listen", "127.0.0.1:0", "--workers", str(workers))
     server = _start("estserver", 0, [sys.executable, *program, *arguments], core)
     assert server.process.stdout is not None
     ready = server.process.stdout.readline()
@@ -168,7 +185,7 @@ def start_estline(home: Home, core: int, *, program: Sequence[str] = ("-m", "est
     return replace(server, port=int(ready.split(":")[2].split("/")[0]))
 
 
-def _start(name: str, port: int, command: Sequence[str], core: int) -> Server:
+def _start(name: str, port: int, command: Sequence[str], core: int | None) -> Server:
     said = tempfile.TemporaryFile("w+")  # noqa: SIM115  (it lives as long as the process)
     with on_core(core):
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=said, text=True)

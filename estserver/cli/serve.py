@@ -7,7 +7,8 @@ import os
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -19,10 +20,14 @@ from estserver.config import Settings, load_settings
 from estserver.errors import ConfigError, EstError
 
 if TYPE_CHECKING:
+    from estserver.inventory import Condition
     from estserver.observe import Wire
     from estserver.serving.options import ServeOptions, WsgiApp
 
 _log = logging.getLogger("estserver")
+
+CLOCK_TOLERANCE = timedelta(minutes=1)
+"""By how much a clock may go back without a word."""
 
 
 @click.command()
@@ -58,17 +63,37 @@ def serve(home: Path, listen: str | None, workers: int | None, log_format: Liter
             status = serve(partial(_load_app, home, wire, listener), options)
     except CannotServe as error:
         raise ConfigError(str(error), advice=f"see [server] and [tls] in {home / 'estserver.toml'}") from None
+    _close(settings)
     raise click.exceptions.Exit(status)
 
 
 def _look_first(settings: Settings) -> None:
-    """Check the whole home before anything is served, and settle what an earlier run left open."""
+    """Check the whole home before anything is served; say how an earlier run left it, and settle that."""
     from estserver.assembly import enrollment_of, inventory_of
 
     with inventory_of(settings) as inventory:
         enrollment_of(settings, inventory, clock=now, random=os.urandom).check_clock()
+        _tell(inventory.condition())
         for left in inventory.leftovers_void(now()):
             _log.warning("void: serial %x was reserved for %s and never recorded", left.serial, left.device)
+
+
+def _tell(found: Condition) -> None:
+    """Say how an earlier run left the inventory, where that is not as it should be."""
+    at = now()
+    if found.left_open:
+        _log.warning("an earlier run did not close the inventory; every page was read, and it is sound")
+    if found.written_at is not None and found.written_at > at + CLOCK_TOLERANCE:
+        text = "the clock says %s, and the inventory was last written at %s: it is behind, or was ahead then"
+        _log.warning(text, at, found.written_at)
+
+
+def _close(settings: Settings) -> None:
+    """Leave the inventory as one file without a journal: workers end without closing it, and may have been killed."""
+    from estserver.assembly import inventory_of
+
+    with suppress(EstError), inventory_of(settings) as inventory:
+        inventory.counters()
 
 
 def _metrics_listener(settings: Settings) -> AbstractContextManager[socket.socket | None]:

@@ -31,12 +31,12 @@ from estserver.inventory import (
     void,
 )
 from estserver.inventory.audit import AuditReport
+from estserver.inventory.condition import Condition, condition_of
 from estserver.inventory.database import Database, open_database
 from estserver.inventory.issuance import Claim, Signed
 from estserver.inventory.outbox import OutboxRow
 from estserver.inventory.queries import Status
 from estserver.inventory.revocation import REASONS, Announce
-from estserver.inventory.schema import canonical_json
 from estserver.inventory.transaction import Transaction
 from estserver.inventory.void import Leftover
 from estserver.limits import Bucket
@@ -56,7 +56,7 @@ from estserver.model import (
 )
 from estserver.records import AnchorRecord, AuditRow, CredentialRecord, StationRecord
 
-__all__ = ["REASONS", "AuditReport", "Claim", "Inventory", "Leftover", "OutboxRow", "Signed", "Status"]
+__all__ = ["REASONS", "AuditReport", "Claim", "Condition", "Inventory", "Leftover", "OutboxRow", "Signed", "Status"]
 
 _WRITES_PER_PRUNE = 64
 
@@ -90,6 +90,10 @@ class Inventory:
         """
         database = open_database(url_or_path, create=create, migrate=migrate, busy_seconds=busy_seconds)
         return cls(database, server_id)
+
+    def condition(self) -> Condition:
+        """Tell how an earlier run left the inventory; ConfigError when it is damaged."""
+        return condition_of(self._database, self._server_id)
 
     def close(self) -> None:
         """Close the connections of this process."""
@@ -372,9 +376,7 @@ class Inventory:
 
     def audit_lines(self) -> Iterator[str]:
         """Read this server's audit chain as JSON lines from which anybody can compute the hashes again."""
-        for row in self.audit_rows():
-            links = {"previous_hash": row.previous_hash, "hash": row.hash}
-            yield canonical_json({**audit.signed_values(row, self._server_id), **links})
+        return (audit.line(row, self._server_id) for row in self.audit_rows())
 
     def outbox_pending(self, limit: int) -> list[OutboxRow]:
         """Return the oldest announcements that are still owed."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from datetime import datetime
 
 from sqlalchemy import Connection, bindparam, insert, select, update
 
@@ -112,6 +113,12 @@ def rows(connection: Connection, server_id: str, *, after: int = 0) -> Iterator[
         yield AuditRow(row.seq, row.at, row.actor, row.action, row.outcome, row.detail, row.previous_hash, row.hash)
 
 
+def written_at(connection: Connection, server_id: str) -> datetime | None:
+    """Return when the last row was written."""
+    query = select(audit.c.at).where(audit.c.server_id == server_id).order_by(audit.c.seq.desc()).limit(1)
+    return connection.execute(query).scalar()
+
+
 def verify(connection: Connection, server_id: str) -> AuditReport:
     """Walk the chain from its first row to the head that was noted; needs one snapshot."""
     seq, previous = 0, GENESIS
@@ -125,6 +132,11 @@ def verify(connection: Connection, server_id: str) -> AuditReport:
     if (seq, previous) != ((0, GENESIS) if head is None else (head.seq, head.hash)):
         return AuditReport(ok=False, rows=seq, head=previous, first_bad=seq + 1, reason="rows are missing at the end")
     return AuditReport(ok=True, rows=seq, head=previous)
+
+
+def line(row: AuditRow, server_id: str) -> str:
+    """Write a row as one line of JSON, with the hashes that tie it to its neighbours."""
+    return canonical_json({**signed_values(row, server_id), "previous_hash": row.previous_hash, "hash": row.hash})
 
 
 def signed_values(row: AuditRow, server_id: str) -> dict[str, object]:

@@ -48,8 +48,8 @@ _UNAVAILABLE = {
 """Primary result code of SQLite → what happened, and the seconds after which asking again makes sense."""
 
 _DAMAGED = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
-_DOUBTFUL = _DAMAGED | {sqlite3.SQLITE_IOERR}
-"""After these a connection may hold pages that are not, or no longer, on the disk."""
+_DOUBTFUL = _DAMAGED | {sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY}
+"""After these a connection may hold pages that are not, or no longer, on the disk, or stay read-only for ever."""
 
 
 class _Process:
@@ -103,9 +103,13 @@ class Database:
     Args:
         url: where it is; a SQLite URL names a file.
         busy_seconds: how long a writer waits for another process before it gives up.
+
+    Attributes:
+        left_open: whether whoever had it before did not close it: it crashed, or still uses it.
     """
 
     def __init__(self, url: URL, *, busy_seconds: float) -> None:
+        self.left_open = _has_journal(url)
         self._url = url
         self._busy_seconds = busy_seconds
         self._process = _Process(url, busy_seconds)
@@ -255,6 +259,14 @@ def _file_at(url: URL) -> tuple[int, int] | None:
     return None
 
 
+def _has_journal(url: URL) -> bool:
+    """Tell whether SQLite's write-ahead log is there, which the last to close a database removes."""
+    if url.get_backend_name() != "sqlite" or not url.database:
+        return False
+    journal = Path(f"{url.database}-wal")
+    return journal.exists() and journal.stat().st_size > 0
+
+
 def _bring_up_to_date(database: Database, *, create: bool, migrate: bool) -> None:
     try:
         with database.read() as connection:
@@ -269,10 +281,13 @@ def _bring_up_to_date(database: Database, *, create: bool, migrate: bool) -> Non
             _upgrade(connection)
     except StorageUnavailable as error:
         if error.code == "storage-damaged":
-            raise ConfigError(
-                f"{database} is damaged or is not a database", advice="restore it from a backup"
-            ) from None
+            raise damaged(database) from None
         raise
+
+
+def damaged(database: Database) -> ConfigError:
+    """Say that a file cannot be used any more."""
+    return ConfigError(f"{database} is damaged or is not a database", advice="restore it from a backup")
 
 
 def _version(connection: Connection, database: Database) -> str | None:

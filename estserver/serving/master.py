@@ -11,9 +11,11 @@ import logging
 import math
 import os
 import select
+import signal
 import socket
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Collection
 from typing import Any
 
 from gunicorn.app.base import BaseApplication
@@ -27,6 +29,7 @@ from estserver.serving.worker import FrontWorker
 BACKLOG = 1024
 HEARTBEAT_SECONDS = 60
 STOP_MARGIN_SECONDS = 3
+SPAWN_PAUSE_SECONDS = 0.05
 
 
 def serve(load_app: Callable[[], WsgiApp], options: ServeOptions) -> int:
@@ -129,6 +132,7 @@ class _Master(Arbiter):
         self._front = front
         self._announced = False
         self._booted = 0
+        self._leaving: set[int] = set()
         super().__init__(front)
         self.WORKERS: dict[int, FrontWorker] = {}
         self.LISTENERS = [front.listener]
@@ -138,9 +142,32 @@ class _Master(Arbiter):
         super().setup(app)
 
     def manage_workers(self) -> None:
-        super().manage_workers()
+        """Keep as many workers as wanted; those on their way out do not count."""
+        self._leaving &= self.WORKERS.keys()
+        staying = sorted(self.WORKERS.keys() - self._leaving, key=lambda pid: self.WORKERS[pid].age)
+        for _ in range(len(staying), self.num_workers):
+            self.spawn_worker()
+            time.sleep(SPAWN_PAUSE_SECONDS)
+        self._dismiss(staying[: max(0, len(staying) - self.num_workers)])
         if not self._announced:
             self._await_workers()
+
+    def reload(self) -> None:
+        """Start new workers and let the old ones finish.
+
+        gunicorn would wait for that, however long a slow client makes it, and meanwhile hear no signal and replace no
+        worker that dies.
+        """
+        old = self.WORKERS.keys() - self._leaving
+        self._leaving |= old
+        self.manage_workers()
+        self._dismiss(old)
+
+    def _dismiss(self, pids: Collection[int]) -> None:
+        """Let workers finish what they have begun, and end."""
+        self._leaving |= set(pids)
+        for pid in pids:
+            self.kill_worker(pid, signal.SIGTERM)
 
     def _await_workers(self) -> None:
         """Say that the server is ready, once, when every worker is; a signal goes first."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -11,12 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.serialization import Encoding
 
-from estserver.ca import serial_from
-from estserver.model import Reservation
-from tests.conftest import require_program
-from tests.est_server import Est, Home, RunningServer, found_home, today
-from tests.inventory_support import grant_for
+from tests.csr_maker import new_key, request
+from tests.est_server import Est, Home, RunningServer, found_home
+from tests.makers import Maker
 
 pytestmark = pytest.mark.e2e
 
@@ -26,8 +24,8 @@ def home(tmp_path: Path) -> Home:
     return found_home(tmp_path / "home")
 
 
-def start(home: Path, *arguments: str, before: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
-    command = [*before, sys.executable, "-m", "estserver", "serve", "--home", str(home), *arguments]
+def start(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "estserver", "serve", "--home", str(home), *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
 
@@ -64,26 +62,9 @@ def test_every_mistake_in_the_configuration_is_told_at_once(home: Home) -> None:
     assert "Traceback" not in start(home.path).stderr
 
 
-def test_a_clock_outside_the_life_of_the_ca_stops_the_start(home: Home) -> None:
-    faketime = require_program("faketime", "faketime")
-    says(start(home.path, before=(faketime, "2001-01-01 00:00:00")), "clock says 2001-01-01")
-
-
 def test_a_key_that_others_can_read_stops_the_start(home: Home) -> None:
     (home.path / "private" / "issuing.key").chmod(0o644)
     says(start(home.path), "can be read by others", "chmod 600")
-
-
-def test_a_serial_that_a_crash_left_reserved_is_void_and_told(home: Home) -> None:
-    with home.inventory() as inventory:
-        left = inventory.reserve(grant_for("sn-1"), serial_from(os.urandom(20)), today())
-        assert isinstance(left, Reservation)
-    with RunningServer(home) as running:
-        wait_until(lambda: f"{left.serial:x}" in running.stderr)
-    assert "void" in running.stderr
-    with RunningServer(home) as again:
-        pass
-    assert "void" not in again.stderr
 
 
 def test_a_reload_of_a_broken_home_leaves_the_server_as_it_was(home: Home) -> None:
@@ -98,6 +79,35 @@ def test_a_reload_of_a_broken_home_leaves_the_server_as_it_was(home: Home) -> No
         running.process.send_signal(signal.SIGHUP)
         wait_until(lambda: "read again" in running.stderr)
         assert est.get("cacerts").status == 200
+
+
+def test_who_is_trusted_counts_at_once_in_every_worker(home: Home, tmp_path: Path) -> None:
+    """`trust add` and `trust remove` beside a running server: no restart, no reload, the same workers."""
+    maker = Maker("Turbine Works")
+    file = tmp_path / "turbine.pem"
+    file.write_bytes(maker.certificate.public_bytes(Encoding.PEM))
+
+    def enrolled(number: int) -> int:
+        device = maker.idevid(f"sn-{number}")
+        return est.post(request(new_key(), f"sn-{number}"), client=device).status
+
+    with RunningServer(home, "--workers", "2") as running:
+        est, workers = Est(running), worker_pids(running)
+        assert {enrolled(number) for number in range(8)} == {403}
+        trust(home, "add", "turbine", str(file), "--device-id", "{serial}", "--devices", "sn-*")
+        assert {enrolled(number) for number in range(8)} == {200}
+        trust(home, "remove", "turbine")
+        assert {enrolled(number) for number in range(8, 16)} == {403}
+        assert worker_pids(running) == workers
+
+
+def trust(home: Home, *arguments: str) -> None:
+    command = [sys.executable, "-m", "estserver", "trust", *arguments, "--home", str(home.path)]
+    subprocess.run(command, check=True, capture_output=True)
+
+
+def worker_pids(running: RunningServer) -> str:
+    return Path(f"/proc/{running.process.pid}/task/{running.process.pid}/children").read_text()
 
 
 def test_several_workers_serve_one_inventory(home: Home) -> None:

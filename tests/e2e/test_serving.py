@@ -341,6 +341,24 @@ def test_sighup_takes_a_new_certificate_and_refuses_a_broken_one(tmp_path):
         assert server.get()
 
 
+def test_while_old_workers_finish_the_new_ones_are_looked_after_and_signals_are_heard(directory):
+    """Found by the soak: one slow client at a reload, and a crash within the grace period stopped the server."""
+    with Server(directory, graceful_seconds=60) as server, server.connected() as slow:
+        slow.sendall(POST + b"Content-Length: 4\r\n\r\nha")
+        old = server.get()["pid"]
+        server.signal(signal.SIGHUP)
+        until(lambda: _pid(server) not in {None, old})
+        new = server.get()["pid"]
+        subprocess.run(["kill", "-KILL", str(new)], check=True)
+        until(lambda: _pid(server) not in {None, old, new})
+        server.signal(signal.SIGTERM)
+        until(lambda: _refused(server))
+        facts = ask(slow, b"lf").facts
+        assert (facts["body"], facts["pid"]) == ("half", old)
+        assert server.wait() == 0
+    assert "Traceback" not in server.stderr
+
+
 def _refused(server):
     try:
         server.plain().close()

@@ -4,12 +4,13 @@ fault is gone the same server goes on."""
 from __future__ import annotations
 
 import contextlib
+import os
 import random
 import resource
 import shutil
+import signal
 import sqlite3
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import ClassVar
 
 import pytest
 
+from tests.e2e.serving_support import until
 from tests.est_server import Est, Home, found_home
 from tests.kill_support import Asked, KillableServer, enrolment, renewal, violations
 
@@ -181,18 +183,6 @@ class TestClock:
 # --- on a disk of its own -------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 12 MiB: SQLite's journal alone may take 4."""
-    path = tmp_path / "disk"
-    path.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", path], capture_output=True, check=False)
-    if done.returncode:
-        pytest.skip("mounting a small disk takes root")
-    yield path
-    subprocess.run(["umount", path], check=True)
-
-
 def test_a_disk_that_is_full(small_disk: Path, tmp_path: Path) -> None:
     home = found_home(small_disk / "home")
     told = [enrolment(home, f"sn-{number}") for number in range(8)]
@@ -215,55 +205,26 @@ def test_a_disk_that_is_full(small_disk: Path, tmp_path: Path) -> None:
         assert violations(home, told) == []
 
 
-# --- at the start ---------------------------------------------------------------------------------------------------
-
-
-def _start(home: Home) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "estserver", "serve", "--home", home.path, "--listen", "127.0.0.1:0"],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-
-
-def _one_line(done: subprocess.CompletedProcess[str], status: int, said: str) -> None:
-    assert done.returncode == status, done.stderr
-    assert done.stdout == ""
-    first, *advice = done.stderr.splitlines()
-    assert first.startswith("error: ")
-    assert said in first
-    assert len(advice) <= 1
-    assert "Traceback" not in done.stderr
-
-
-def test_a_database_that_is_noise_stops_the_start(home: Home) -> None:
-    path = home.path / "estserver.db"
-    path.write_bytes(b"\xa5" * path.stat().st_size)
-    _one_line(_start(home), 3, "is damaged or is not a database")
-
-
-def test_a_database_that_is_cut_short_stops_the_start(home: Home) -> None:
-    path = home.path / "estserver.db"
-    with path.open("r+b") as file:
-        file.truncate(6000)
-    _one_line(_start(home), 3, "is damaged or is not a database")
-
-
-def test_a_database_of_a_newer_server_stops_the_start(home: Home) -> None:
-    with contextlib.closing(sqlite3.connect(home.path / "estserver.db")) as connection, connection:
-        connection.execute("UPDATE alembic_version SET version_num = '9999'")
-    _one_line(_start(home), 3, "was written by a newer version")
-
-
-def test_a_locked_database_stops_the_start(home: Home) -> None:
-    with contextlib.closing(sqlite3.connect(home.path / "estserver.db", isolation_level=None)) as other:
-        other.execute("BEGIN IMMEDIATE")
-        _one_line(_start(home), 12, "locked by another process")
-
-
-def test_a_read_only_disk_stops_the_start(small_disk: Path) -> None:
+def test_a_disk_that_is_read_only_and_then_is_not(small_disk: Path, tmp_path: Path) -> None:
+    """No worker may have the file open while a disk turns read-only, so they die first; others come at once."""
     home = found_home(small_disk / "home")
-    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
-    _one_line(_start(home), 12, "read-only")
+    had, wanted = enrolment(home, "sn-had"), enrolment(home, "sn-wanted")
+    with KillableServer(home, tmp_path / "levers", workers=2) as server:
+        est = Est(server)
+        had.until_answered(est)
+        server.process.send_signal(signal.SIGSTOP)
+        for pid in server.worker_pids():
+            os.kill(pid, signal.SIGKILL)
+        until(lambda: _remounted(small_disk, "ro"))
+        server.process.send_signal(signal.SIGCONT)
+        answers = [est.get("cacerts"), wanted.once(est), wanted.once(est)]
+        assert [answer.status for answer in answers] == [200, 503, 503]
+        assert "read-only" in answers[1].text
+        assert _remounted(small_disk, "rw")
+        wanted.until_answered(est)
+        assert violations(home, [had, wanted]) == []
+
+
+def _remounted(disk: Path, mode: str) -> bool:
+    done = subprocess.run(["mount", "-o", f"remount,{mode}", disk], capture_output=True, check=False)
+    return done.returncode == 0
