@@ -29,7 +29,7 @@ from pydantic import (
 
 from estserver.csr import DEFAULT_BOUNDS
 from estserver.errors import ConfigError
-from estserver.limits import COUNT_MAX, DEFAULT_LIMITS, PERIOD_MAX, Rate
+from estserver.limits import COUNT_MAX, DEFAULT_LIMITS, PERIOD_MAX, PERIOD_MIN, Rate
 
 CONFIG_NAME = "estserver.toml"
 RESERVED_LABELS = frozenset({
@@ -65,10 +65,10 @@ def parse_rate(value: object) -> Rate:
         return value
     match = re.fullmatch(r"([0-9]{1,7})/(.*)", value) if isinstance(value, str) else None
     if match is None:
-        raise ValueError("is not a rate such as 20/1m or 100/1s")
+        raise ValueError("is not a rate such as 20/1m or 100/10s")
     rate = Rate(int(match[1]), parse_duration(match[2]))
-    if not 1 <= rate.count <= COUNT_MAX or not timedelta(seconds=1) <= rate.period <= PERIOD_MAX:
-        raise ValueError(f"is not a rate of 1 to {COUNT_MAX} in a second to an hour")
+    if not 1 <= rate.count <= COUNT_MAX or not PERIOD_MIN <= rate.period <= PERIOD_MAX:
+        raise ValueError(f"is not a rate of 1 to {COUNT_MAX} in ten seconds to an hour")
     return rate
 
 

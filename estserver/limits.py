@@ -24,6 +24,9 @@ from estserver.model import BasicCredentials, Event, Identity, IdentityKind, Pee
 
 _log = logging.getLogger(__name__)
 
+PERIOD_MIN = timedelta(seconds=10)
+"""The server's clock has whole seconds, and a request may be a second older than the one that paid before it: in a
+bucket that fills within a second it would find nothing."""
 PERIOD_MAX = timedelta(hours=1)
 """No bucket takes longer to fill, so that none has to be kept for longer."""
 COUNT_MAX = 100_000
