@@ -253,6 +253,18 @@ def tbs_certificate(
     return Der(_tlv(_SEQUENCE, _VERSION_3, number, algorithm, issuer, validity, subject, spki, wrapped))
 
 
+def certificate_parts(tbs: Der) -> tuple[Der, Der, Der]:
+    """Take issuer, subject and SubjectPublicKeyInfo out of what was signed, as octets.
+
+    Raises:
+        MalformedRequest: the structure is not a TBSCertificate of version 3.
+    """
+    fields = read_children(_expect(read_tlv(tbs)[0], _SEQUENCE, "the TBSCertificate").content, most=8)
+    if len(fields) != 8:
+        raise MalformedRequest("a TBSCertificate of version 3 with extensions has eight parts")
+    return Der(fields[3].octets), Der(fields[5].octets), Der(fields[6].octets)
+
+
 def signed(tbs: Der, algorithm: Der, signature: bytes) -> Der:
     """Put a signature to what was signed: a Certificate (RFC 5280 §4.1.1)."""
     return Der(_tlv(_SEQUENCE, tbs, algorithm, _tlv(0x03, b"\x00", signature)))

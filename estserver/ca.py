@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import ExtensionOID
 
 from estserver import asn1
-from estserver.errors import ConfigError, InternalError
+from estserver.errors import ConfigError, InternalError, MalformedRequest
 from estserver.keys import Signer
 from estserver.model import Der, GeneralName, Grant, NameAttribute, Reservation, Serial
 
@@ -129,16 +129,17 @@ class IssuingCa:
         expected = {_SKI, _AKI, *(extension.oid for extension in grant.extensions), *([asn1.OID_SAN] * bool(grant.san))}
         try:
             certificate = x509.load_der_x509_certificate(der)
+            issuer, subject, spki = asn1.certificate_parts(Der(certificate.tbs_certificate_bytes))
             faithful = (
                 certificate.serial_number == reservation.serial
-                and certificate.issuer == self._parsed.subject
-                and certificate.subject == write_name(grant.subject)
+                and issuer == self._subject
+                and subject == write_name(grant.subject).public_bytes()
                 and certificate.not_valid_before_utc == grant.not_before
                 and certificate.not_valid_after_utc == grant.not_after
-                and _spki(certificate) == grant.csr.spki
+                and spki == grant.csr.spki
                 and {extension.oid.dotted_string for extension in certificate.extensions} == expected
             )
-        except (ValueError, x509.DuplicateExtension):
+        except (ValueError, x509.DuplicateExtension, MalformedRequest):
             faithful = False
         if not faithful:
             raise InternalError("the certificate that was signed is not the one that was granted")

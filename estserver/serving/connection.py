@@ -68,7 +68,7 @@ class Connection:
         self.fd = sock.fileno()
         self.address = address
         self.phase = Phase.HANDSHAKE
-        self.interest = selectors.EVENT_READ
+        self.interest = self.watched = selectors.EVENT_READ
         self.request: Request | None = None
         self.served = False
         self.taken_bytes = 0

@@ -203,8 +203,9 @@ class FrontWorker(Worker):
         if phase is Phase.READY and not self._deadlines.is_in(connection, Phase.READY):
             self._ready.append(connection)
         self._deadlines.file(connection, phase, time.monotonic(), connection.taken_bytes // RECORD_BYTES)
-        if self._selector.get_key(connection.fd).events != connection.interest:
+        if connection.watched != connection.interest:
             self._selector.modify(connection.fd, connection.interest, connection)
+            connection.watched = connection.interest
 
     def _drop(self, connection: Connection) -> None:
         self._connections.discard(connection)

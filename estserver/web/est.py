@@ -134,7 +134,6 @@ def _quirk() -> ClientQuirk:
 
 def _answer(der: Der, media_type: str, *, columns: int | None = None) -> Response:
     """Send base64 on one line with a final newline (strongSwan reads no other form), or wrapped for who needs it."""
-    response = Response(asn1.encode_body(der, columns=columns))
-    response.headers["Content-Type"] = media_type
-    response.headers["Content-Transfer-Encoding"] = "base64"  # deprecated by RFC 8951 §3; Bouncy Castle 1.72 needs it
-    return response
+    # the second header is deprecated by RFC 8951 §3; Bouncy Castle 1.72 needs it
+    headers = [("Content-Type", media_type), ("Content-Transfer-Encoding", "base64")]
+    return Response(asn1.encode_body(der, columns=columns), headers=headers)

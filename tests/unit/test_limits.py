@@ -138,7 +138,9 @@ def test_a_rate_is_a_number_and_a_duration(text: str, rate: Rate) -> None:
     assert parse_rate(text) == parse_rate(rate) == parse_rate(str(rate)) == rate
 
 
-@pytest.mark.parametrize("text", ["", "20", "0/1m", "20/0s", "20/9s", "20/2h", "20/m", "-1/1m", "200000/1m", "off", 20, None])
+@pytest.mark.parametrize(
+    "text", ["", "20", "0/1m", "20/0s", "20/9s", "20/2h", "20/m", "-1/1m", "200000/1m", "off", 20, None]
+)
 def test_nothing_else_is_a_rate(text: object) -> None:
     with pytest.raises(ValueError, match=r"rate|duration"):
         parse_rate(text)
