@@ -11,6 +11,7 @@ Rules:
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -47,10 +48,12 @@ class Path:
 
     Attributes:
         leaf: the parsed leaf.
+        subject: its subject, which cannot be read of every certificate that can be parsed.
         anchor: name of the anchor reached.
     """
 
     leaf: x509.Certificate
+    subject: x509.Name
     anchor: str
     problems: tuple[str, ...] = ()
 
@@ -83,6 +86,11 @@ class AnchorSet:
         Returns:
             None when no anchor is reached or the certificate cannot be read.
         """
+        with warnings.catch_warnings():  # what a stranger sends is no news about our libraries
+            warnings.simplefilter("ignore")
+            return self._path(leaf, presented, now)
+
+    def _path(self, leaf: Der, presented: Sequence[Der], now: datetime) -> Path | None:
         try:
             certificate = x509.load_der_x509_certificate(leaf)
             others = [x509.load_der_x509_certificate(der) for der in presented[:INTERMEDIATES_MAX]]
@@ -91,9 +99,10 @@ class AnchorSet:
                 return None
             anchor = self._names.get(chain[-1].public_bytes(Encoding.DER))
             problems = (*_usage_problems(certificate), *_time_problems(chain, now), *_strength_problems(chain[:-1]))
+            subject = certificate.subject
         except _UNREADABLE:
             return None
-        return Path(certificate, anchor, problems) if anchor is not None else None
+        return Path(certificate, subject, anchor, problems) if anchor is not None else None
 
     def _verified(self, certificates: Sequence[x509.Certificate]) -> list[x509.Certificate] | None:
         leaf, *others = map(crypto.X509.from_cryptography, certificates)
