@@ -42,8 +42,7 @@ from tests.hostile_requests import LAYERS, Attempt, Attempts, World, populate
 from tests.kill_support import DOUBLES, ORPHANS
 from tests.plain_front import Outcome, PlainFront
 
-WARM_UP = 0.1
-"""The part of the requests after which a process is as large as it will be."""
+TENTHS = 10
 SLOWEST_KEPT = 3
 TOO_MANY_FAULTS = 100
 SLOW_QUERY = "certificate whose two events are not both there, once"
@@ -63,10 +62,11 @@ class Tally:
     certificates: int = 0
     slowest: list[tuple[float, int, str]] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
-    memory: list[tuple[float, float, float]] = field(default_factory=list)
-    """Resident MB of each process: with the server loaded, after the warm-up, at the end."""
+    memory: list[list[float]] = field(default_factory=list)
+    """Resident MB of each process: with the server loaded, and after each tenth of its requests."""
 
     def add(self, attempt: Attempt, outcome: Outcome, seconds: float) -> None:
+        """Count one request."""
         self.layers[attempt.layer] += 1
         self.statuses.update(answer.status for answer in outcome.answers)
         self.codes.update(outcome.codes)
@@ -75,6 +75,7 @@ class Tally:
         self.slowest = sorted([*self.slowest, (seconds, attempt.number, attempt.layer)], reverse=True)[:SLOWEST_KEPT]
 
     def merge(self, other: Tally) -> None:
+        """Add what another process did."""
         for name in ("layers", "statuses", "codes", "warned", "cpu_seconds"):
             getattr(self, name).update(getattr(other, name))
         self.silent += other.silent
@@ -113,7 +114,7 @@ def send_all(
     front = PlainFront(create_app(world.home.settings))
     sizes = [resident_megabytes()]
     for count, number in enumerate(numbers):
-        if count == int(len(numbers) * WARM_UP):
+        if count and count % max(1, len(numbers) // TENTHS) == 0:
             sizes.append(resident_megabytes())
         attempt = attempts.attempt(number)
         began = time.process_time()
@@ -128,7 +129,7 @@ def send_all(
         with done.get_lock():
             done.value += 1
     front.close()
-    tally.memory.append((sizes[0], sizes[-1], resident_megabytes()))
+    tally.memory.append([*sizes, resident_megabytes()])
     return tally, answered
 
 
@@ -228,8 +229,8 @@ def report(tally: Tally, arguments: argparse.Namespace, seconds: float) -> None:
     print(f"\n{tally.certificates:,} certificates were issued, each of them answered and in the inventory")
     for spent, number, layer in tally.slowest:
         print(f"slowest: {spent * 1000:.1f} ms of CPU, --seed {arguments.seed} --first {number} --requests 1 ({layer})")
-    for before, warm, after in tally.memory:
-        print(f"memory of a process: {before:.0f} MB loaded, {warm:.0f} MB after warm-up, {after:.0f} MB at the end")
+    for sizes in tally.memory:
+        print("memory of a process, loaded and after each tenth: " + " ".join(f"{size:.0f}" for size in sizes) + " MB")
     for text, number in tally.warned.most_common():
         print(f"warned {number} times: {text}")
 

@@ -24,7 +24,7 @@ SOAK_REQUESTS = 100_000
 CLIENTS = 3
 PER_CONNECTION = 20
 PATIENT = 0.01
-"""The part of the spoiled requests whose client waits for the server's deadline; the others close their half at once."""
+"""The part of the spoiled requests whose client waits for the deadline; the others close their half at once."""
 ANSWER_SECONDS = 20
 CALM = frozenset({"sound", "base64", "der", "signed", "names"})
 """Layers that leave HTTP whole, so that the connection goes on."""
@@ -63,7 +63,7 @@ def run(arguments: argparse.Namespace, requests: int, *, soak: bool) -> list[str
 
 
 def _afterwards(server: RunningServer, worker: int) -> Iterator[str]:
-    """The same worker must still be there and serve."""
+    """Say what is wrong: the same worker must still be there and serve."""
     if Est(server).get("cacerts").status != 200:
         yield "no answer after the run"
     if _children(server.process.pid) != [worker]:
@@ -148,7 +148,7 @@ class _Line:
         head, _, self._in = self._in.partition(b"\r\n\r\n")
         if head.startswith(b"HTTP/1.1 100"):
             return self._answer()
-        length = next((int(l[15:]) for l in head.split(b"\r\n") if l.lower().startswith(b"content-length:")), 0)
+        length = next((int(line[15:]) for line in head.split(b"\r\n") if line.startswith(b"Content-Length:")), 0)
         while len(self._in) < length and self._more():
             pass
         body, self._in = self._in[:length], self._in[length:]

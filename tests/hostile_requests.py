@@ -2,7 +2,7 @@
 
 Layers: `sound` nothing is spoiled; `octets` the request as it leaves the client; `http` its head and framing; `base64`
 its body; `der` the CSR, with a signature that no longer fits; `signed` the CSR's content, signed again; `names` subject
-and alternative names, signed; `certificate` what the client shows in TLS, signed by a maker the home trusts, or by nobody.
+and alternative names, signed; `certificate` what the client shows in TLS, signed by a trusted maker, or by nobody.
 
 The octets repeat on every home but for the randomised signatures of ML-DSA; what homes issued themselves differs.
 """
@@ -27,11 +27,11 @@ from estserver.enroll import Request
 from estserver.identity.credentials import verifier_for_generated
 from estserver.model import BasicCredentials, CredentialRecord, Operation, Peer
 from estserver.serving.peer import TlsPeer
-from tests import csr_maker, mutations
+from tests import csr_maker, http_mutations, mutations
 from tests.csr_maker import CN, bits, sequence, tlv
 from tests.est_server import EST, Holder, Home, today
+from tests.http_mutations import Message
 from tests.makers import Maker
-from tests.mutations import Message
 from tests.plain_front import tls_peer
 
 LAYERS: Mapping[str, int] = {
@@ -204,7 +204,7 @@ class Attempts:
         message, peer = self._message(rng, layer, client, number), self._world.peers.get(client, tls_peer())
         if layer == "certificate":
             peer = self._spoiled_peer(rng, client, peer)
-        octets = mutations.http(rng, message) if layer == "http" else message.write()
+        octets = http_mutations.spoiled(rng, message) if layer == "http" else message.write()
         if layer == "octets":
             octets = mutations.octets(rng, octets, times=4)
         return Attempt(number, layer, client, peer, tuple(_cut(rng, octets)))
@@ -223,7 +223,7 @@ class Attempts:
         body = self._body(rng, layer, client, number)
         message = Message("POST", target, [*headers, ("Content-Type", "application/pkcs10")], body)
         if rng.random() < 0.2:
-            message.chunks = mutations.chunked(body, rng.choice((100, 1000, 4096)))
+            message.chunks = http_mutations.chunked(body, rng.choice((100, 1000, 4096)))
         return message
 
     def _operation(self, rng: random.Random, client: str) -> str:
