@@ -186,7 +186,7 @@ class Attempts:
     """All hostile requests of a seed, by number."""
 
     def __init__(self, world: World, seed: int) -> None:
-        self._world = world
+        self.world = world
         self._seed = seed
         self._keys = corpus_keys()
         self._kinds = tuple(self._keys)
@@ -201,7 +201,7 @@ class Attempts:
         client = rng.choice(("credential",) * 6 + ("nobody", "device", "device", "station", "idevid", "stranger"))
         if layer == "certificate":
             client = rng.choice(("idevid", "device", "stranger"))
-        message, peer = self._message(rng, layer, client, number), self._world.peers.get(client, tls_peer())
+        message, peer = self._message(rng, layer, client, number), self.world.peers.get(client, tls_peer())
         if layer == "certificate":
             peer = self._spoiled_peer(rng, client, peer)
         octets = http_mutations.spoiled(rng, message) if layer == "http" else message.write()
@@ -293,8 +293,8 @@ class Attempts:
         tbs, *_ = csr_maker.values(peer.certificate)
         certificate = mutations.der(rng, peer.certificate)
         if client == "idevid" and rng.random() < 0.8:
-            certificate = self._world.maker.sign(mutations.der(rng, tbs, times=1))
-        chain = tuple(mutations.der(rng, der) for der in (*peer.chain, _der(self._world.maker.certificate)))
+            certificate = self.world.maker.sign(mutations.der(rng, tbs, times=1))
+        chain = tuple(mutations.der(rng, der) for der in (*peer.chain, _der(self.world.maker.certificate)))
         sent = certificate if _readable(certificate) else peer.certificate
         return tls_peer(sent, tuple(der for der in chain if _readable(der)) * rng.choice((0, 1, 5)))
 
