@@ -176,7 +176,7 @@ def _verify(request: x509.CertificateSigningRequest) -> str:
     try:
         algorithm = request.signature_hash_algorithm
         name = algorithm.name.upper().replace("-", "") if algorithm is not None else ""
-    except UnsupportedAlgorithm:
+    except (UnsupportedAlgorithm, ValueError, TypeError):  # ValueError: RSASSA-PSS with parameters that make no sense
         raise MalformedRequest("the request is signed with an algorithm that is not supported") from None
     if name and name not in SIGNATURE_HASHES:
         raise ProofOfPossessionFailed(

@@ -182,6 +182,21 @@ def test_another_version_and_missing_parts_are_malformed() -> None:
             csr.parse(Der(maker.sequence(info, algorithm, maker.bits(value))))
 
 
+@pytest.mark.parametrize(
+    "parameters",
+    [b"", b"\x05\x00", maker.sequence(), maker.sequence(maker.tlv(0xA3, b"\x02\x01\x05")), maker.tlv(0x02, b"\x01"),
+     maker.sequence(maker.tlv(0xA0, maker.sequence(maker.oid("1.2.3"))))],
+)  # fmt: skip
+@pytest.mark.parametrize("algorithm", ["1.2.840.113549.1.1.10", "1.2.840.113549.1.1.7", "1.2.840.10045.4.3", "1.2.3"])
+def test_a_signature_algorithm_that_makes_no_sense_is_refused(algorithm: str, parameters: bytes) -> None:
+    """RSASSA-PSS without sound parameters was once an internal error."""
+    info = maker.info("sn-1", maker.spki(KEY))
+    _, value = maker.signature(KEY, info)
+    stated = maker.sequence(maker.oid(algorithm), parameters)
+    with pytest.raises((MalformedRequest, ProofOfPossessionFailed)):
+        csr.parse(Der(maker.sequence(info, stated, maker.bits(value))))
+
+
 def test_the_signature_covers_what_was_asked() -> None:
     info = maker.info("sn-1", maker.spki(KEY))
     algorithm, value = maker.signature(KEY, maker.info("sn-2", maker.spki(KEY)))
