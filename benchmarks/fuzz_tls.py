@@ -31,7 +31,7 @@ CALM = frozenset({"sound", "base64", "der", "signed", "names"})
 ROUNDS = 10
 GROWTH_MAX_MB = 4.0
 """What a worker may grow by, over the second half of a soak, before it counts as a violation."""
-DEADLINES = "\n[server]\n" + "".join(f'{name}_deadline = "2s"\n' for name in ("handshake", "head", "body", "idle"))
+DEADLINES = "[server]\n" + "".join(f'{name}_deadline = "2s"\n' for name in ("handshake", "head", "body", "idle"))
 
 
 def run(arguments: argparse.Namespace, requests: int, *, soak: bool) -> list[str]:
@@ -40,15 +40,21 @@ def run(arguments: argparse.Namespace, requests: int, *, soak: bool) -> list[str
     begun = time.monotonic()
     with tempfile.TemporaryDirectory(dir=arguments.directory) as directory:
         home = found_home(Path(directory) / "home")
-        home.configure(DEADLINES)
+        file = home.path / "estserver.toml"
+        file.write_text(file.read_text("utf-8").replace("[server]\n", DEADLINES), "utf-8")
         world = populate(home)
-        with RunningServer(home, "--workers", "1") as server:
+        pool = multiprocessing.get_context("fork").Pool(CLIENTS, _adopt, (world,))
+        with pool, RunningServer(home, "--workers", "1") as server:
             worker = _children(server.process.pid)[0]
             sizes.append(_megabytes(worker))
             for place in range(ROUNDS):
                 first = arguments.first + place * requests // ROUNDS
-                told = _round(arguments, world, server.port, first, requests // ROUNDS)
-                counts, faults = counts + told[0], faults + told[1]
+                ends = first + requests // ROUNDS
+                shares = [
+                    (server.port, arguments.seed, range(first + share, ends, CLIENTS)) for share in range(CLIENTS)
+                ]
+                for told, wrong in pool.starmap(_client, shares):
+                    counts, faults = counts + told, faults + wrong
                 sizes.append(_megabytes(worker))
                 if sys.stderr.isatty():
                     print(f"\rround {place + 1} of {ROUNDS}, {sizes[-1]:.0f} MB ", end="", file=sys.stderr, flush=True)
@@ -72,26 +78,21 @@ def _afterwards(server: RunningServer, worker: int) -> Iterator[str]:
         yield f"a traceback: {server.stderr[:2000]}"
 
 
-def _round(
-    arguments: argparse.Namespace, world: World, port: int, first: int, requests: int
-) -> tuple[Counter[str], list[str]]:
-    context = multiprocessing.get_context("fork")
-    with context.Pool(CLIENTS) as pool:
-        shares = [
-            pool.apply_async(_client, (world, port, arguments.seed, range(first + share, first + requests, CLIENTS)))
-            for share in range(CLIENTS)
-        ]
-        told = [share.get() for share in shares]
-    return sum((counts for counts, _ in told), Counter[str]()), [fault for _, faults in told for fault in faults]
+_world: World
 
 
-def _client(world: World, port: int, seed: int, numbers: range) -> tuple[Counter[str], list[str]]:
+def _adopt(world: World) -> None:
+    global _world  # noqa: PLW0603  (keys reach a pool's process only this way)
+    _world = world
+
+
+def _client(port: int, seed: int, numbers: range) -> tuple[Counter[str], list[str]]:
     """Send the requests of these numbers, several on a connection while it lasts."""
-    counts, faults, attempts = Counter[str](), list[str](), Attempts(world, seed)
+    world, counts, faults = _world, Counter[str](), list[str]()
+    attempts = Attempts(world, seed)
     contexts = {name: _context(world, port, name) for name in ("nobody", *world.holders)}
     line: _Line | None = None
-    for number in numbers:
-        attempt = attempts.attempt(number)
+    for attempt in sorted(map(attempts.attempt, numbers), key=lambda one: (one.client, one.layer not in CALM)):
         client = attempt.client if attempt.client in contexts else "nobody"
         if line is None or line.client != client or line.used == PER_CONNECTION:
             if line is not None:
@@ -103,7 +104,7 @@ def _client(world: World, port: int, seed: int, numbers: range) -> tuple[Counter
         for octets, method in answers:
             answer = answer_of(octets, method)
             counts[str(answer.status)] += 1
-            faults += [f"{number} ({attempt.layer}, TLS): {fault}" for fault in faults_of(answer)]
+            faults += [f"{attempt.number} ({attempt.layer}, TLS): {fault}" for fault in faults_of(answer)]
         counts["ended without an answer"] += not answers
         if not goes_on:
             line.close()
@@ -121,7 +122,7 @@ class _Line:
         self._tls = SSL.Connection(context, self._socket)
         self._tls.set_connect_state()
         self._tls.do_handshake()
-        self._in = b""
+        self._in, self._ended = b"", False
 
     def exchange(self, attempt: Attempt) -> tuple[bool, list[tuple[bytes, str]]]:
         """Send one request and read what comes; say whether the connection goes on."""
@@ -133,33 +134,37 @@ class _Line:
             if not calm and attempt.number % 1000 >= PATIENT * 1000:
                 self._tls.shutdown()
         answers = []
-        while octets := self._answer():
-            method = "HEAD" if b"".join(attempt.pieces[:6]).startswith(b"HEAD") and not octets[1] else "GET"
-            answers.append((octets[0] + octets[1], method))
-            if calm and b"\r\nConnection: close" not in octets[0]:
+        method = "HEAD" if b"".join(attempt.pieces[:4]).lstrip().startswith(b"HEAD ") else "GET"
+        while octets := self._answer(method):
+            answers.append((octets, method))
+            if calm and b"\r\nConnection: close\r\n" not in octets:
                 return True, answers
+            method = "GET"  # what was hidden behind it
         return False, answers
 
-    def _answer(self) -> tuple[bytes, bytes] | None:
+    def _answer(self, method: str) -> bytes | None:
         """Read one answer by its length, or None at the end."""
         while b"\r\n\r\n" not in self._in:
             if not self._more():
                 return None
         head, _, self._in = self._in.partition(b"\r\n\r\n")
         if head.startswith(b"HTTP/1.1 100"):
-            return self._answer()
+            return self._answer(method)
         length = next((int(line[15:]) for line in head.split(b"\r\n") if line.startswith(b"Content-Length:")), 0)
+        length = 0 if method == "HEAD" else length
         while len(self._in) < length and self._more():
             pass
         body, self._in = self._in[:length], self._in[length:]
-        return head + b"\r\n\r\n", body
+        return head + b"\r\n\r\n" + body
 
     def _more(self) -> bool:
-        try:
-            self._in += (data := self._tls.recv(65_536))
-        except (SSL.ZeroReturnError, SSL.SysCallError):
+        if self._ended:
             return False
-        return bool(data)
+        try:
+            self._in += self._tls.recv(65_536)
+        except (SSL.ZeroReturnError, SSL.SysCallError):
+            self._ended = True
+        return not self._ended
 
     def close(self) -> None:
         with contextlib.suppress(SSL.Error, OSError):
