@@ -1,8 +1,9 @@
 """Hostile requests by number: a seed and a number are one request, spoiled at one layer and sound in all others.
 
 Layers: `sound` nothing is spoiled; `octets` the request as it leaves the client; `http` its head and framing; `base64`
-its body; `der` the CSR, with a signature that no longer fits; `signed` the CSR's content, signed again; `names` subject
-and alternative names, signed; `certificate` what the client shows in TLS, signed by a trusted maker, or by nobody.
+its body; `der` the CSR, with a signature that no longer fits; `signed` the CSR's content, signed again; `extensions`
+what is wished for, signed; `names` subject and alternative names, signed; `certificate` what the client shows in TLS,
+signed by a trusted maker, or by nobody.
 
 The octets repeat on every home but for the randomised signatures of ML-DSA; what homes issued themselves differs.
 """
@@ -33,14 +34,16 @@ from tests.est_server import EST, Holder, Home, today
 from tests.http_mutations import Message
 from tests.makers import Maker
 from tests.plain_front import tls_peer
+from tests.sound_extensions import SOUND_EXTENSIONS
 
 LAYERS: Mapping[str, int] = {
     "sound": 6,
-    "octets": 16,
-    "http": 28,
+    "octets": 15,
+    "http": 26,
     "base64": 10,
     "der": 18,
-    "signed": 11,
+    "signed": 8,
+    "extensions": 6,
     "names": 6,
     "certificate": 5,
 }
@@ -263,6 +266,7 @@ class Attempts:
     def _info(self, rng: random.Random, layer: str, client: str, number: int, key: Any) -> bytes:
         device = {"device": DEVICE, "idevid": "t-1", "stranger": "t-1"}.get(client, f"sn-{number}")
         extensions, subject = self._extensions(rng, device), [(CN, device)]
+        extensions += _odd_extensions(rng) if layer == "extensions" else []
         tag = rng.choice((csr_maker.UTF8, csr_maker.UTF8, csr_maker.PRINTABLE, csr_maker.BMP, csr_maker.T61))
         if layer != "names":
             name = csr_maker.name(subject, tag)
@@ -317,6 +321,12 @@ def _odd_subject(rng: random.Random, device: str) -> bytes:
         text = mutations.name(rng, device).encode(rng.choice(("utf-8", "utf-16-be", "latin-1")), "replace")
         rdns.append(csr_maker.set_of(sequence(csr_maker.oid(rng.choice(kinds)), tlv(tag, text))))
     return sequence(*rdns)
+
+
+def _odd_extensions(rng: random.Random) -> list[bytes]:
+    """One or two extensions that the library reads, with values that are nearly sound."""
+    chosen = rng.choices(SOUND_EXTENSIONS, k=rng.choice((1, 1, 2)))
+    return [csr_maker.extension(oid, mutations.der(rng, value, times=2)) for oid, value in chosen]
 
 
 def _odd_names(rng: random.Random) -> bytes:
