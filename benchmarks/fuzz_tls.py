@@ -134,7 +134,7 @@ class _Line:
             if not calm and attempt.number % 1000 >= PATIENT * 1000:
                 self._tls.shutdown()
         answers = []
-        method = "HEAD" if b"".join(attempt.pieces[:4]).lstrip().startswith(b"HEAD ") else "GET"
+        method = "HEAD" if b"".join(attempt.pieces).lstrip().startswith(b"HEAD ") else "GET"
         while octets := self._answer(method):
             answers.append((octets, method))
             if calm and b"\r\nConnection: close\r\n" not in octets:
