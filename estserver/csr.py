@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -176,7 +177,7 @@ def _verify(request: x509.CertificateSigningRequest) -> str:
     try:
         algorithm = request.signature_hash_algorithm
         name = algorithm.name.upper().replace("-", "") if algorithm is not None else ""
-    except UnsupportedAlgorithm:
+    except (UnsupportedAlgorithm, ValueError, TypeError):  # ValueError: RSASSA-PSS with parameters that make no sense
         raise MalformedRequest("the request is signed with an algorithm that is not supported") from None
     if name and name not in SIGNATURE_HASHES:
         raise ProofOfPossessionFailed(
@@ -209,16 +210,18 @@ def _wishes(request: x509.CertificateSigningRequest, parts: asn1.RequestParts, b
     if len(found) > 1 or len(found[0]) != 1:
         raise MalformedRequest("more than one extensionRequest attribute (RFC 2985 §5.4.2)")
     try:
-        asked = list(request.extensions)
+        with warnings.catch_warnings():  # what a client sends is no news about our libraries
+            warnings.simplefilter("ignore")
+            asked = list(request.extensions)
+        wishes = _Wishes(
+            extensions=tuple(
+                RequestedExtension(wish.oid.dotted_string, wish.critical, Der(wish.value.public_bytes()))
+                for wish in asked
+                if wish.oid.dotted_string != asn1.OID_SAN
+            )
+        )
     except (ValueError, TypeError, KeyError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as error:
         raise MalformedRequest(f"the requested extensions cannot be read: {_first_line(error)}") from None
-    wishes = _Wishes(
-        extensions=tuple(
-            RequestedExtension(wish.oid.dotted_string, wish.critical, Der(wish.value.public_bytes()))
-            for wish in asked
-            if wish.oid.dotted_string != asn1.OID_SAN
-        )
-    )
     for wish in asked:
         wishes = _read_wish(wishes, wish.value, bounds)
     return wishes

@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from tests.csr_maker import new_key, usage
+from tests.csr_maker import bits, new_key, oid, sequence, usage
 from tests.est_server import Holder
 
 DAY = timedelta(days=1)
@@ -62,6 +62,11 @@ class Maker:
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
             .add_extension(authority, critical=False)
         )
+
+    def sign(self, tbs: bytes) -> bytes:
+        """A certificate of any content, in DER, with a signature that verifies."""
+        value = self.key.sign(tbs, ec.ECDSA(hashes.SHA256(), deterministic_signing=True))
+        return sequence(tbs, sequence(oid("1.2.840.10045.4.3.2")), bits(value))
 
     def idevid(
         self,

@@ -144,7 +144,7 @@ class Authenticator:
 
 def _idevid(path: Path, anchor: AnchorRecord) -> Identity:
     """Name a device by its manufacturer's certificate: subject serialNumber (RFC 8995 §2.3.1), as the anchor says."""
-    serials = path.leaf.subject.get_attributes_for_oid(NameOID.SERIAL_NUMBER)
+    serials = path.subject.get_attributes_for_oid(NameOID.SERIAL_NUMBER)
     problems = list(path.problems)
     device = None
     if len(serials) != 1:

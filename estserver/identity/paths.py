@@ -13,6 +13,7 @@ Rules:
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -51,10 +52,12 @@ class Path:
 
     Attributes:
         leaf: the parsed leaf.
+        subject: its subject, which cannot be read of every certificate that can be parsed.
         anchor: name of the anchor reached.
     """
 
     leaf: x509.Certificate
+    subject: x509.Name
     anchor: str
     problems: tuple[str, ...] = ()
 
@@ -64,6 +67,7 @@ class _Chain:
     """A leaf and what leads from it to an anchor; `problems` are those that time does not change."""
 
     certificates: tuple[x509.Certificate, ...]
+    subject: x509.Name
     anchor: str
     problems: tuple[str, ...]
 
@@ -85,7 +89,7 @@ class AnchorSet:
             self._store.add_cert(crypto.X509.from_cryptography(parsed))
             self._names[bytes(anchor.certificate)] = anchor.name
         self._intermediates = [x509.load_der_x509_certificate(der) for der in intermediates]
-        self._chain = lru_cache(REMEMBERED_MAX)(self._build)
+        self._chain = lru_cache(REMEMBERED_MAX)(self._remember)
 
     def path(self, leaf: Der, presented: Sequence[Der], now: datetime) -> Path | None:
         """Build and check the path of a client certificate.
@@ -101,7 +105,12 @@ class AnchorSet:
         if chain is None:
             return None
         problems = (*chain.problems, *_time_problems(chain.certificates, now))
-        return Path(chain.certificates[0], chain.anchor, problems)
+        return Path(chain.certificates[0], chain.subject, chain.anchor, problems)
+
+    def _remember(self, leaf: Der, presented: tuple[Der, ...]) -> _Chain | None:
+        with warnings.catch_warnings():  # what a stranger sends is no news about our libraries
+            warnings.simplefilter("ignore")
+            return self._build(leaf, presented)
 
     def _build(self, leaf: Der, presented: tuple[Der, ...]) -> _Chain | None:
         try:
@@ -111,7 +120,8 @@ class AnchorSet:
             anchor = None if chain is None else self._names.get(chain[-1].public_bytes(Encoding.DER))
             if chain is None or anchor is None:
                 return None
-            return _Chain(tuple(chain), anchor, (*_usage_problems(certificate), *_strength_problems(chain[:-1])))
+            problems = (*_usage_problems(certificate), *_strength_problems(chain[:-1]))
+            return _Chain(tuple(chain), certificate.subject, anchor, problems)
         except _UNREADABLE:
             return None
 

@@ -16,6 +16,8 @@ pytestmark = pytest.mark.e2e
 GET = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
 HALF_HEAD = b"GET / HTTP/1.1\r\nHost"
 HALF_BODY = b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 4\r\n\r\nha"
+LONG_BODY = b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 400\r\n\r\nha"
+HELLO = b"\x16\x03\x01\x04\x00\x01\x00\x03\xfc\x03\x03"  # of 1024 octets, most of which are to come
 HALF_CHUNK = b"POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nha"
 
 
@@ -52,6 +54,20 @@ def test_a_trickle_does_not_restart_the_clock(hasty):
                 assert sock.recv(12) == b"HTTP/1.1 408"
                 return
     pytest.fail("the head went on for ever")
+
+
+@pytest.mark.parametrize("octets", [HELLO, LONG_BODY], ids=["handshake", "body"])
+def test_a_trickle_of_a_handshake_or_a_body_ends_in_its_time_too(hasty, octets):
+    """An octet now and then is no progress: the deadline is that of the whole."""
+    with hasty.plain() if octets is HELLO else hasty.connect() as sock:
+        sock.settimeout(0.05)
+        sock.sendall(octets)
+        for _ in range(200):
+            with contextlib.suppress(TimeoutError):
+                assert sock.recv(12) == (b"" if octets is HELLO else b"HTTP/1.1 408")
+                return
+            sock.sendall(b"x")
+    pytest.fail("it went on for ever")
 
 
 def test_silence_is_ended(hasty):

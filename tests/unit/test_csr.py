@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from random import Random
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, mldsa, rsa
@@ -13,6 +14,8 @@ from estserver import csr
 from estserver.errors import EstError, MalformedRequest, ProofOfPossessionFailed, WeakKey
 from estserver.model import Der, GeneralName, NameAttribute
 from tests import csr_maker as maker
+from tests import mutations
+from tests.sound_extensions import SOUND_EXTENSIONS
 
 KEY = maker.new_key()
 SOUND = maker.request(
@@ -89,6 +92,18 @@ def test_mutated_requests_are_never_what_was_signed(data: st.DataObject) -> None
 )  # fmt: skip
 def test_any_requested_extensions_in_a_well_signed_request(wishes: list[tuple[str, bytes, bool]]) -> None:
     parsed(maker.request(KEY, extensions=[maker.extension(o, v, critical=c) for o, v, c in wishes]))
+
+
+@given(st.sampled_from(SOUND_EXTENSIONS), st.randoms(use_true_random=False))
+def test_extensions_that_are_nearly_sound_in_a_well_signed_request(wish: tuple[str, bytes], rng: Random) -> None:
+    parsed(maker.request(KEY, extensions=[maker.extension(wish[0], mutations.der(rng, wish[1]))]))
+
+
+def test_an_extension_that_can_be_read_and_not_written_again_is_malformed() -> None:
+    """A negative serial number in authorityKeyIdentifier was once an internal error."""
+    identifier = maker.sequence(maker.tlv(0xA1, maker.tlv(0x82, b"a")), maker.tlv(0x82, b"\xff"))
+    with pytest.raises(MalformedRequest, match="requested extensions cannot be read"):
+        csr.parse(Der(maker.request(KEY, extensions=[maker.extension("2.5.29.35", identifier)])))
 
 
 @settings(max_examples=60)
@@ -180,6 +195,21 @@ def test_another_version_and_missing_parts_are_malformed() -> None:
         algorithm, value = maker.signature(KEY, info)
         with pytest.raises(MalformedRequest):
             csr.parse(Der(maker.sequence(info, algorithm, maker.bits(value))))
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [b"", b"\x05\x00", maker.sequence(), maker.sequence(maker.tlv(0xA3, b"\x02\x01\x05")), maker.tlv(0x02, b"\x01"),
+     maker.sequence(maker.tlv(0xA0, maker.sequence(maker.oid("1.2.3"))))],
+)  # fmt: skip
+@pytest.mark.parametrize("algorithm", ["1.2.840.113549.1.1.10", "1.2.840.113549.1.1.7", "1.2.840.10045.4.3", "1.2.3"])
+def test_a_signature_algorithm_that_makes_no_sense_is_refused(algorithm: str, parameters: bytes) -> None:
+    """RSASSA-PSS without sound parameters was once an internal error."""
+    info = maker.info("sn-1", maker.spki(KEY))
+    _, value = maker.signature(KEY, info)
+    stated = maker.sequence(maker.oid(algorithm), parameters)
+    with pytest.raises((MalformedRequest, ProofOfPossessionFailed)):
+        csr.parse(Der(maker.sequence(info, stated, maker.bits(value))))
 
 
 def test_the_signature_covers_what_was_asked() -> None:

@@ -22,7 +22,7 @@ from estserver.identity.credentials import (
 )
 from estserver.model import BasicCredentials, CertificateRecord, Der, Identity, IdentityKind, Peer
 from estserver.records import AnchorRecord, CredentialRecord, StationRecord
-from tests.csr_maker import usage
+from tests.csr_maker import sequence, set_of, tlv, usage, values
 from tests.est_server import Holder
 from tests.makers import CLIENT, FAR, SERVER, Maker
 from tests.policy_support import asked, previous
@@ -230,6 +230,30 @@ def test_an_idevid_without_ski_san_or_usages_is_whole() -> None:
         )
         .problems
     )
+
+
+def odd_idevid(change: str) -> Peer:
+    """A certificate that the turbine maker did sign, with one field as no standard has it."""
+    version, serial, algorithm, issuer, validity, subject, *rest = values(
+        values(der(TURBINES.idevid("1").certificate))[0]
+    )
+    if change == "an empty RDN":
+        subject = sequence(*values(subject), set_of())
+    else:
+        serial = tlv(0x02, b"\xff\x01")
+    tbs = sequence(version, serial, algorithm, issuer, validity, subject, *rest)
+    return Peer("192.0.2.1", certificate=Der(TURBINES.sign(tbs)))
+
+
+def test_a_subject_that_cannot_be_read_is_a_strangers(known: Known) -> None:
+    """Once an internal error, for anybody with a certificate of a trusted maker that has an empty RDN."""
+    with pytest.raises(NotAuthorized, match="does not lead to a trust anchor"):
+        authenticator(known).identify(odd_idevid("an empty RDN"), None, "", NOW)
+
+
+def test_a_strangers_certificate_makes_no_warning(known: Known) -> None:
+    """Once the library's words on the server's standard error; a warning fails a test here."""
+    assert authenticator(known).identify(odd_idevid("a negative serial"), None, "", NOW).name == "turbines/tw-1"
 
 
 @pytest.mark.parametrize(
