@@ -39,7 +39,8 @@ def inventory_of(settings: Settings) -> Inventory:
         ConfigError: missing, damaged, or of a newer program.
     """
     url = settings.storage.url
-    return Inventory.open(url if "://" in url else settings.path(Path(url)))
+    where = url if "://" in url else settings.path(Path(url))
+    return Inventory.open(where, server_id=settings.storage.server_id)
 
 
 def enrollment_of(

@@ -130,9 +130,10 @@ class LabelSection(_Section):
 
 
 class StorageSection(_Section):
-    """`[storage]`: the inventory; a file name or a SQLAlchemy URL."""
+    """`[storage]`: the inventory, a file name or a SQLAlchemy URL; servers that share one have each a `server_id`."""
 
     url: str = "estserver.db"
+    server_id: str = Field(default="estserver", pattern=r"^[a-z0-9]([a-z0-9._-]{0,62}[a-z0-9])?$")
 
 
 class LimitsSection(_Section):

@@ -31,6 +31,7 @@ from estserver.records import CredentialRecord
 
 NOW = datetime(2027, 3, 1, 12, 0, 0, tzinfo=UTC)
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
+SECONDS_30 = 30
 
 
 @functools.cache

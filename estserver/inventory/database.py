@@ -1,7 +1,8 @@
 """One database: connections, transactions, migration, and what its errors mean to us.
 
 Rules:
-- Every write transaction begins IMMEDIATE: a deferred one lets two processes read the same audit head.
+- Every write transaction begins IMMEDIATE, and on PostgreSQL by taking one lock: writes never overlap. A deferred one
+  lets two processes read the same audit head.
 - `durable` transactions are synced before `write` returns (SQLite synchronous=FULL); the others survive a killed
   process but may be lost, whole, with the power.
 - Nothing of SQLAlchemy's or the driver's escapes: busy, full, read-only and unreachable are `StorageUnavailable`.
@@ -50,6 +51,10 @@ _UNAVAILABLE = {
 _DAMAGED = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 _DOUBTFUL = _DAMAGED | {sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY}
 """After these a connection may hold pages that are not, or no longer, on the disk, or stay read-only for ever."""
+
+
+WRITERS_LOCK = 0x6573746C696E65
+"""PostgreSQL's number for the lock that every writer of an inventory takes."""
 
 
 class _Process:
@@ -155,8 +160,7 @@ class Database:
                     advice="the server's operator has to put it back, or to restart the server",
                     retry_after=timedelta(seconds=60),
                 )
-            if self.is_sqlite:
-                _begin(connection, "FULL" if durable else "NORMAL")
+            _begin(connection, durable=durable)
             yield connection
             _commit(connection)
 
@@ -335,12 +339,18 @@ def _on_connect(connection: sqlite3.Connection, _entry: ConnectionPoolEntry) -> 
     connection.execute("PRAGMA foreign_keys = ON")
 
 
-def _begin(connection: Connection, synchronous: str) -> None:
-    sqlite = driver(connection)
+def _begin(connection: Connection, *, durable: bool) -> None:
+    """Begin a write when no other process is in one: what is looked up in it stays true until its end."""
+    run = driver(connection).execute
+    if connection.dialect.name != "sqlite":  # the driver begins a transaction by itself
+        run(f"SELECT pg_advisory_xact_lock({WRITERS_LOCK})")
+        run(f"SET LOCAL synchronous_commit = {'on' if durable else 'off'}")
+        return
+    synchronous = "FULL" if durable else "NORMAL"
     if connection.info.get("synchronous") != synchronous:
-        sqlite.execute(f"PRAGMA synchronous = {synchronous}")
+        run(f"PRAGMA synchronous = {synchronous}")
         connection.info["synchronous"] = synchronous
-    sqlite.execute("BEGIN IMMEDIATE")
+    run("BEGIN IMMEDIATE")
 
 
 def _commit(connection: Connection) -> None:

@@ -56,13 +56,15 @@ def held(home: Home, admissions: Sequence[Admission]) -> list[int]:
 def test_a_group_costs_two_transactions_and_one_sync(
     home: Home, enrollment: Enrollment, ask: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    begun: list[str] = []
+    begun: list[bool] = []
     begin = database._begin
-    monkeypatch.setattr(database, "_begin", lambda link, level: (begun.append(level), begin(link, level))[1])
+    monkeypatch.setattr(
+        database, "_begin", lambda link, durable: (begun.append(durable), begin(link, durable=durable))[1]
+    )
     admissions = admit(enrollment, [ask() for _ in range(8)])
     assert begun == []
     issued = enrollment.issue(admissions)
-    assert begun == ["NORMAL", "FULL"]
+    assert begun == [False, True]
     assert all(isinstance(one, Issued) for one in issued)
     assert held(home, admissions) == [1] * 8
 
