@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import Connection, and_, bindparam, insert, literal_column, or_, select, true, update
+from sqlalchemy import Connection, and_, bindparam, func, insert, literal_column, or_, select, true, update
 
 from estserver.errors import BadCredentials, InternalError, KeyReused, NotAuthorized, StorageUnavailable
 from estserver.inventory import audit, buckets, counters, outbox
@@ -90,7 +90,9 @@ def reserve(tx: Transaction, claim: Claim) -> Reservation | Issued:
         if repeated:
             _tell_repeat(tx, grant, repeated)
             return repeated
-    _keep_names_apart(tx.connection, grant, known.station)
+    if known.station is not None and grant.holder == "device":
+        raise NotAuthorized(f"the name {grant.device} is kept for a part of the site", code="name-taken")
+    _keep_names_apart(grant, known.profiles)
     _claim_key(tx.connection, grant, known)
     if grant.credential is not None:
         _charge(tx, grant.credential, same, again=bool(known.key_certified))
@@ -107,15 +109,23 @@ def reserve(tx: Transaction, claim: Claim) -> Reservation | Issued:
 
 
 _of_key = device_key.c.spki_sha256 == bindparam("spki")
+_BLANK: Any = literal_column("' '")  # a plain str would be put in at each execution, which is not ours
+_profiles = (
+    select(func.aggregate_strings(device_certificate.c.profile, _BLANK))
+    .where(device_certificate.c.device == bindparam("whose"))
+    .scalar_subquery()
+    .label("profiles")
+)
+"""Under which profiles a name has had certificates."""
 _KNOWN = Prepared(
     select(
         select(device_key.c.device).where(_of_key).scalar_subquery().label("key_device"),
         select(device_key.c.certified).where(_of_key).scalar_subquery().label("key_certified"),
         select(station.c.name).where(station.c.name == bindparam("whose")).scalar_subquery().label("station"),
+        _profiles,
     )
 )
 """What is known of a key and a name before a serial is reserved, in one statement and always one row."""
-_PROFILES = Prepared(select(device_certificate.c.profile).where(device_certificate.c.device == bindparam("whose")))
 _RESERVE = Prepared(insert(reservation), ("serial", "fingerprint", "device", "server_id", "at", "state"))
 _INSERT_KEY = Prepared(insert(device_key), ("spki_sha256", "device", "certified"))
 _ANSWERED = Prepared(
@@ -139,15 +149,11 @@ def _answered(tx: Transaction, same: str) -> Issued | None:
     return Issued(row.serial, Der(row.certificate_der), DeviceId(row.device), repeated=True)
 
 
-def _keep_names_apart(connection: Connection, grant: Grant, is_station: str | None) -> None:
+def _keep_names_apart(grant: Grant, profiles: str | None) -> None:
     """Refuse a device the name of a part of the site, and the other way round: brokers go by the name alone."""
-    if is_station is not None and grant.holder == "device":
-        raise NotAuthorized(f"the name {grant.device} is kept for a part of the site", code="name-taken")
-    taken = next(
-        (row.profile for row in _PROFILES.all(connection, whose=grant.device) if row.profile in grant.apart_from), None
-    )
-    if taken is not None:
-        raise NotAuthorized(f"the name {grant.device} belongs to the profile {taken}", code="name-taken")
+    for profile in (profiles or "").split():
+        if profile in grant.apart_from:
+            raise NotAuthorized(f"the name {grant.device} belongs to the profile {profile}", code="name-taken")
 
 
 def _claim_key(connection: Connection, grant: Grant, known: Any) -> None:  # noqa: ANN401 - a row of _KNOWN
@@ -219,6 +225,7 @@ _RESERVED = Prepared(
         device_key.c.certified.label("key_certified"),
         _old.c.id.label("old_id"),
         _old.c.serial.label("old_serial"),
+        _profiles,
     )
     .select_from(reservation)
     .join(device_key, _of_key)
@@ -290,7 +297,7 @@ def _look_again(connection: Connection, grant: Grant, row: Any) -> None:  # noqa
         raise KeyReused("this key belongs to another device", advice="make a new key on the device")
     if row.key_certified:
         _require_reusable(connection, grant)
-    _keep_names_apart(connection, grant, None)
+    _keep_names_apart(grant, row.profiles)
     if grant.predecessor is not None:
         predecessor = _REVOKED.one(connection, which=grant.predecessor)
         if predecessor is not None and predecessor.revoked_at is not None:
