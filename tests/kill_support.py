@@ -268,8 +268,8 @@ ORPHANS = {
     "certificate whose two events are not both there, once": "SELECT serial FROM certificate LEFT JOIN "
     "(SELECT json_extract(data, '$.cert.serial') AS about, count(*) AS events FROM outbox GROUP BY 1) "
     "ON about = ltrim(serial, '0') WHERE requester NOT LIKE 'operator:%' AND coalesce(events, 0) <> 2",
-    "superseding certificate that does not exist": "SELECT serial FROM certificate c WHERE superseded_by IS NOT NULL "
-    "AND NOT EXISTS (SELECT 1 FROM certificate n WHERE n.serial = c.superseded_by)",
+    "superseding certificate that does not exist": "SELECT c.serial FROM certificate c LEFT JOIN certificate n "
+    "ON n.serial = c.superseded_by WHERE c.superseded_by IS NOT NULL AND n.serial IS NULL",
 }
 
 
