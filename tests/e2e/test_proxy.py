@@ -39,11 +39,12 @@ from tests.e2e.proxy_support import (
     running,
     tls_version_refused,
 )
-from tests.est_server import EST, TLS12, TLS13, Est, Holder, Home, RunningServer, found_home, fresh_id, today
+from tests.est_server import EST, TLS12, TLS13, Est, Holder, Home, RunningServer, basic, found_home, fresh_id, today
 from tests.makers import Maker
 
 pytestmark = pytest.mark.e2e
 BOUND = '[labels.bound]\nprofile = "device"\nca = "acme"\nchannel_binding = "required"\n\n'
+NO_EXTENDED_MASTER_SECRET = 1  # SSL_OP_NO_EXTENDED_MASTER_SECRET
 PKCS10 = {"Content-Type": "application/pkcs10"}
 ELSEWHERE = "127.0.0.9"
 """An address of this machine that is no proxy's."""
@@ -205,6 +206,16 @@ def test_s_p02_s_p03_tls_unique_is_enforced_through_haproxy(haproxy: Proxied, la
     assert [row["detail"]["binding"] for row in issued] == ["verified"]
     replayed = est.enroll(request(new_key(), fresh_id(), binding=drawn[0]), label=label)
     assert (replayed.status, "not the tls-unique of this connection" in replayed.text) == (403, True)
+
+
+def test_s_p10_a_full_handshake_needs_no_extended_master_secret_and_haproxy_says_nothing_of_it(
+    haproxy: Proxied,
+) -> None:
+    est, device = Est(haproxy, TLS12), fresh_id()  # type: ignore[arg-type]
+    with est.wire(options=NO_EXTENDED_MASTER_SECRET) as wire:
+        body = base64.b64encode(request(new_key(), device, binding=wire.binding))
+        headers = {**PKCS10, **basic(est.home.credential(device, label="bound"))}
+        assert wire.request("POST", f"{EST}/bound/simpleenroll", body, headers).status == 200
 
 
 def test_s_p04_where_it_is_required_its_absence_is_refused(haproxy: Proxied) -> None:
@@ -420,7 +431,6 @@ def test_the_application_runs_under_plain_gunicorn_too(tmp_path: Path) -> None:
         assert twice.status == 400
         assert ask_plain(port, "GET", f"{EST}/cacerts", said, source=ELSEWHERE).status == 403
         assert ask_plain(port, "GET", f"{EST}/cacerts").status == 403
-        name, secret = home.credential("*")
-        basic = {"Authorization": "Basic " + base64.b64encode(f"{name}:{secret}".encode()).decode()}
         body = base64.b64encode(request(new_key(), "sn-1"))
-        assert ask_plain(port, "POST", ENROLL, {**said, **basic, **PKCS10}, body=body).status == 200
+        headers = {**said, **basic(home.credential("*")), **PKCS10}
+        assert ask_plain(port, "POST", ENROLL, headers, body=body).status == 200
