@@ -189,9 +189,9 @@ def _without_tls(options: ServeOptions, home: Path) -> ServeOptions:
     """Serve the proxy instead: many clients on its connections, all of one address, and no TLS."""
 
     def look_again() -> None:
-        options.before_reload()
         with _serving_errors():
             _require_proxy(load_settings(home))
+        options.before_reload()
 
     return replace(
         options,
