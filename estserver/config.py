@@ -183,6 +183,43 @@ def _is_loopback(host: str) -> bool:
     return address.is_loopback
 
 
+HeaderName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9-]{0,63}$")]
+HeaderOrNone = Annotated[str, Field(pattern=r"^([A-Za-z][A-Za-z0-9-]{0,63})?$")]
+
+
+class ProxySection(_Section):
+    """`[proxy]`: who ends TLS in front of this server, and in which headers it says what it saw (docs/proxy.md).
+
+    Attributes:
+        addresses: from which the proxy connects; nobody else is believed, this machine included. Empty: nobody is.
+        chain_header, tls_unique_header: empty when this proxy cannot give them.
+    """
+
+    addresses: tuple[str, ...] = ()
+    certificate_header: HeaderName = "X-SSL-Client-Cert"
+    chain_header: HeaderOrNone = "X-SSL-Client-Chain"
+    tls_version_header: HeaderName = "X-SSL-Protocol"
+    tls_unique_header: HeaderOrNone = "X-SSL-Unique"
+    address_header: HeaderName = "X-SSL-Client-Address"
+
+    @field_validator("addresses")
+    @classmethod
+    def _are_addresses(cls, values: tuple[str, ...]) -> tuple[str, ...]:
+        for value in values:
+            try:
+                ipaddress.ip_address(value)
+            except ValueError:
+                raise ValueError(f"{value!r} is not an IP address; networks and names are not taken") from None
+        return values
+
+    @model_validator(mode="after")
+    def _headers_differ(self) -> ProxySection:
+        names = [value.lower() for key, value in self if key.endswith("_header") and value]
+        if len(set(names)) < len(names):
+            raise ValueError("two of its headers have the same name")
+        return self
+
+
 class Settings(_Section):
     """Everything an operator can decide about one server.
 
@@ -207,6 +244,7 @@ class Settings(_Section):
     storage: StorageSection = StorageSection()
     mqtt: MqttSection = MqttSection()
     metrics: MetricsSection = MetricsSection()
+    proxy: ProxySection = ProxySection()
 
     @model_validator(mode="after")
     def _labels_make_sense(self) -> Settings:

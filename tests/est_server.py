@@ -160,7 +160,7 @@ class RunningServer:
         self._reader = threading.Thread(target=self._read)
         self._reader.start()
         assert self.process.stdout is not None
-        ready = re.fullmatch(r"ready https://127\.0\.0\.1:(\d+)/\.well-known/est\n", self.process.stdout.readline())
+        ready = re.fullmatch(r"ready https?://127\.0\.0\.1:(\d+)/\.well-known/est\n", self.process.stdout.readline())
         if ready is None:
             self._end()
             raise AssertionError(self.stderr)

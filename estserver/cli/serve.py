@@ -8,6 +8,7 @@ import socket
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -41,13 +42,19 @@ CLOCK_TOLERANCE = timedelta(minutes=1)
     show_default=True,
     help="How the lines on stderr are written.",
 )
-def serve(home: Path, listen: str | None, workers: int | None, log_format: Literal["text", "json"]) -> None:
+@click.option("--behind-proxy", is_flag=True, help="Plain HTTP, for the proxy of [proxy] addresses alone.")
+def serve(
+    home: Path, listen: str | None, workers: int | None, log_format: Literal["text", "json"], *, behind_proxy: bool
+) -> None:
     """Serve EST over TLS until SIGTERM; prints one line `ready https://…` when it accepts.
+
+    Behind a proxy that ends TLS it believes what that proxy says in headers (docs/proxy.md), and is `ready http://…`.
 
     SIGTERM finishes what is in flight; SIGHUP reads certificate and configuration again.
 
     \b
     estserver serve --home certs --listen 0.0.0.0:8443
+    estserver serve --home certs --listen 127.0.0.1:8080 --behind-proxy
     """
     from estserver.observe import Wire, log_to
     from estserver.serving import CannotServe, serve
@@ -57,6 +64,9 @@ def serve(home: Path, listen: str | None, workers: int | None, log_format: Liter
     workers = workers or settings.server.workers
     wire = Wire(workers)
     options = _options(settings, home, listen or settings.server.listen, workers, wire)
+    if behind_proxy:
+        _require_proxy(settings)
+        options = _without_tls(options, home)
     _look_first(settings)
     try:
         with _metrics_listener(settings) as listener:
@@ -175,7 +185,40 @@ def _options(settings: Settings, home: Path, listen: str, workers: int, wire: Wi
     )
 
 
-def _say_ready(host: str, port: int) -> None:
+def _without_tls(options: ServeOptions, home: Path) -> ServeOptions:
+    """Serve the proxy instead: many clients on its connections, all of one address, and no TLS."""
+
+    def look_again() -> None:
+        with _serving_errors():
+            _require_proxy(load_settings(home))
+        options.before_reload()
+
+    return replace(
+        options,
+        plain=True,
+        connections_per_address_max=None,
+        on_ready=partial(_say_ready, scheme="http"),
+        before_reload=look_again,
+    )
+
+
+def _require_proxy(settings: Settings) -> None:
+    """Serve without TLS only for a proxy that is named, and promise no more than it can give."""
+    if not settings.proxy.addresses:
+        raise ConfigError(
+            "[proxy] addresses is empty, so there is no proxy to be behind",
+            advice="name the addresses it connects from; docs/proxy.md has samples",
+        )
+    labels = {"": settings.default_label, **settings.labels}
+    bound = [name or "default_label" for name, section in labels.items() if section.channel_binding == "required"]
+    if bound and not settings.proxy.tls_unique_header:
+        raise ConfigError(
+            f"the channel binding is required by {', '.join(bound)}, and [proxy] tls_unique_header is empty",
+            advice="a proxy that cannot give it can serve no such label: serve it with TLS of our own",
+        )
+
+
+def _say_ready(host: str, port: int, scheme: str = "https") -> None:
     shown = f"[{host}]" if ":" in host else host
-    click.echo(f"ready https://{shown}:{port}/.well-known/est")
+    click.echo(f"ready {scheme}://{shown}:{port}/.well-known/est")
     sys.stdout.flush()

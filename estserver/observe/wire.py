@@ -91,7 +91,7 @@ class Wire:
         self._count(UNKNOWN, UNKNOWN, event.status, reason)
         shown = {
             "peer": event.address,
-            "tls": event.tls_version,
+            "tls": event.tls_version or None,
             "method": event.method or None,
             "path": event.path or None,
             "status": event.status,

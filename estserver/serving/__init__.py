@@ -18,10 +18,10 @@ It is of use for any other application as it stands, here or lifted out into a p
         host="127.0.0.1", port=8443, certificate_path=Path("server.pem"), private_key=Path("server.key"), on_ready=print
     ))
 
-The rooms: `options` what may be set; `context` how TLS is spoken; `peer` the facts of one handshake; `request` and
-`answer` HTTP/1.1 as bytes; `connection` one connection as a state machine; `deadlines` who has been waiting too long;
-`worker` the event loop; `master` gunicorn around it; `events` what is told of all this. Nothing here knows what the
-application is for.
+The rooms: `options` what may be set; `context` how TLS is spoken; `peer` the facts of one handshake; `plain` what
+stands in its place behind a proxy; `request` and `answer` HTTP/1.1 as bytes; `connection` one connection as a state
+machine; `deadlines` who has been waiting too long; `worker` the event loop; `master` gunicorn around it; `events` what
+is told of all this. Nothing here knows what the application is for.
 """
 
 from estserver.serving.errors import CannotServe

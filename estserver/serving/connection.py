@@ -26,6 +26,7 @@ from estserver.serving.answer import format_refusal
 from estserver.serving.errors import Refusal
 from estserver.serving.events import HandshakeFailed, HandshakeProblem, Observe, Refused, handshake_failed
 from estserver.serving.peer import TlsPeer, peer_of
+from estserver.serving.plain import Plain
 from estserver.serving.request import END_OF_HEAD, Request
 
 RECORD_BYTES = 16384  # a TLS record's plaintext at most: one read empties one record, so OpenSSL holds nothing back
@@ -61,7 +62,12 @@ class Connection:
     """One client, from accept to close."""
 
     def __init__(
-        self, sock: socket.socket, address: tuple[str, int], context: SSL.Context, limits: Limits, observe: Observe
+        self,
+        sock: socket.socket,
+        address: tuple[str, int],
+        context: SSL.Context | None,
+        limits: Limits,
+        observe: Observe,
     ) -> None:
         sock.settimeout(0)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -75,7 +81,7 @@ class Connection:
         self._socket = sock
         self._limits = limits
         self._observe = observe
-        self._tls = SSL.Connection(context, sock)
+        self._tls = Plain(sock) if context is None else SSL.Connection(context, sock)
         self._tls.set_accept_state()
         self._peer: TlsPeer | None = None
         self._in = bytearray()
@@ -133,16 +139,22 @@ class Connection:
     def environ(self) -> dict[str, Any]:
         """Give the environ of the request that is READY."""
         assert self.request is not None
-        if self._peer is None:
-            self._peer = peer_of(self._tls)
         host, port = self._socket.getsockname()[:2]
         return self.request.environ() | {
-            "tls.peer": self._peer,
+            **self._tls_facts(),
             "REMOTE_ADDR": self.address[0],
             "REMOTE_PORT": str(self.address[1]),
             "SERVER_NAME": host,
             "SERVER_PORT": str(port),
         }
+
+    def _tls_facts(self) -> dict[str, Any]:
+        """Say what the handshake proved; without one there is nothing to say."""
+        if isinstance(self._tls, Plain):
+            return {"wsgi.url_scheme": "http"}
+        if self._peer is None:
+            self._peer = peer_of(self._tls)
+        return {"tls.peer": self._peer}
 
     def release(self) -> None:
         """Give the socket back to the system."""

@@ -32,12 +32,14 @@ chain: the application judges it, and one that nobody reads would cost as much a
 _OPTIONS = SSL.OP_NO_TICKET | SSL.OP_NO_RENEGOTIATION | SSL.OP_NO_COMPRESSION | SSL.OP_CIPHER_SERVER_PREFERENCE
 
 
-def build_context(options: ServeOptions) -> SSL.Context:
-    """Read certificate and key and make the context of one process.
+def build_context(options: ServeOptions) -> SSL.Context | None:
+    """Read certificate and key and make the context of one process; None where no TLS is spoken.
 
     Raises:
         CannotServe: a file cannot be read, or certificate and key do not fit each other.
     """
+    if options.plain:
+        return None
     context = SSL.Context(SSL.TLS_SERVER_METHOD)
     context.set_min_proto_version(SSL.TLS1_3_VERSION if options.tls13_only else SSL.TLS1_2_VERSION)
     context.set_max_proto_version(SSL.TLS1_3_VERSION)

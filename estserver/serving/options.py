@@ -37,6 +37,8 @@ class ServeOptions:
         private_key: PEM file of the key of that certificate.
         passphrase: gives the passphrase of an encrypted key; called once for each time the files are read.
         tls13_only: offer TLS 1.3 alone instead of 1.2 and 1.3.
+        plain: speak HTTP without TLS, for a proxy that ends it; certificate and key are not read then, and the environ
+            has no `tls.peer`.
         handshake_deadline_seconds: from accept to the end of the handshake.
         head_deadline_seconds: from the first octet of a request to the end of its head.
         body_deadline_seconds: from the end of the head to the end of the body.
@@ -60,6 +62,7 @@ class ServeOptions:
     workers: int = 1
     passphrase: Callable[[], bytes] | None = field(default=None, repr=False)
     tls13_only: bool = False
+    plain: bool = False
     handshake_deadline_seconds: float = 10.0
     head_deadline_seconds: float = 10.0
     body_deadline_seconds: float = 20.0

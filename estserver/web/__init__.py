@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from datetime import UTC, datetime
 
-from flask import Flask
+from flask import Flask, request
 
 from estserver.assembly import enrollment_of, inventory_of
 from estserver.config import Settings
@@ -14,6 +14,8 @@ from estserver.inventory import Inventory
 from estserver.web import errors
 from estserver.web.est import est
 from estserver.web.observe import Observed, Tell, routes, tell_nobody
+from estserver.web.peer import establish_peer
+from estserver.web.proxy import proxy_of
 from estserver.web.turn import Turn
 
 __all__ = ["create_app"]
@@ -27,7 +29,7 @@ def create_app(
     random: Callable[[int], bytes] = os.urandom,
     tell: Tell = tell_nobody,
 ) -> Flask:
-    """Make the WSGI application of one home, to be served by `estserver.serving`.
+    """Make the WSGI application of one home, to be served by `estserver.serving`, or behind a proxy by any WSGI server.
 
     Args:
         inventory: an open one; by default the one that the settings name is opened.
@@ -46,6 +48,8 @@ def create_app(
     app.extensions["estline.turn"] = Turn(enrollment.issue)
     app.url_map.strict_slashes = True
     app.url_map.merge_slashes = False
+    proxy = proxy_of(settings.proxy)
+    app.before_request(lambda: establish_peer(request.environ, proxy))
     app.register_blueprint(est)
     errors.install(app)
     known = routes(app, settings.labels)

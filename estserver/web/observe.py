@@ -19,7 +19,7 @@ from flask import Flask
 from estserver.errors import EstError
 from estserver.model import Grant, Issued
 from estserver.observe import Exchange
-from estserver.serving import TlsPeer
+from estserver.web.peer import known_peer
 
 ID_BYTES = 8
 _ID, _FACTS = "estline.id", "estline.facts"
@@ -104,12 +104,12 @@ class Observed:
         return self._app(environ, start)
 
     def _exchange(self, environ: WSGIEnvironment, status: int, seconds: float) -> Exchange:
-        path, peer = environ["PATH_INFO"], environ.get("tls.peer")
+        path, peer = environ["PATH_INFO"], known_peer(environ)
         operation, label = self._routes.get(path, (None, None))
         return Exchange(
             id=environ[_ID],
-            peer=environ.get("REMOTE_ADDR", ""),
-            tls=peer.version if isinstance(peer, TlsPeer) else "",
+            peer=peer.address,
+            tls=peer.tls_version,
             method=environ["REQUEST_METHOD"],
             status=status,
             seconds=seconds,

@@ -1,33 +1,57 @@
-"""TLS facts of the connection → `Peer`.
+"""TLS facts of the connection → `Peer`, once for each request, before anything is done about it.
 
-The facts come from the front through the environ of this very request, never from an HTTP header.
+The facts come from our own front through the environ of this very request, or from a proxy that was configured
+(`estserver.web.proxy`). Beside our own front no header is looked at.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from wsgiref.types import WSGIEnvironment
 
-from estserver.errors import NotAuthorized
 from estserver.model import ChannelBinding, Der, Peer
 from estserver.serving import TlsPeer
+from estserver.web.proxy import Proxy
+
+_PEER = "estline.peer"
+
+
+def establish_peer(environ: WSGIEnvironment, proxy: Proxy) -> None:
+    """Find out who is at the other end.
+
+    Raises:
+        NotAuthorized: nobody who is believed says that the request came over TLS (RFC 7030 §3.3).
+        MalformedRequest: what the proxy says cannot be read.
+    """
+    facts = environ.get("tls.peer")
+    environ[_PEER] = _of_front(environ, facts) if isinstance(facts, TlsPeer) else proxy.peer(environ)
 
 
 def peer_of(environ: Mapping[str, object]) -> Peer:
-    """Return who is at the other end.
+    """Return who is at the other end, which has been established."""
+    peer = environ[_PEER]
+    assert isinstance(peer, Peer)
+    return peer
 
-    Raises:
-        NotAuthorized: the request did not come through the TLS front (RFC 7030 §3.3).
-    """
-    facts = environ.get("tls.peer")
-    if not isinstance(facts, TlsPeer):
-        raise NotAuthorized("this server answers over TLS only", code="no-tls")
+
+def known_peer(environ: Mapping[str, object]) -> Peer:
+    """Return who is at the other end as far as that is known: perhaps an address alone."""
+    peer = environ.get(_PEER)
+    return peer if isinstance(peer, Peer) else Peer(_address(environ))
+
+
+def _of_front(environ: Mapping[str, object], facts: TlsPeer) -> Peer:
     return Peer(
-        address=str(environ.get("REMOTE_ADDR", "")),
+        address=_address(environ),
         tls_version=facts.version,
         certificate=None if facts.certificate is None else Der(facts.certificate),
         intermediates=tuple(map(Der, facts.chain)),
         binding=_binding(facts),
     )
+
+
+def _address(environ: Mapping[str, object]) -> str:
+    return str(environ.get("REMOTE_ADDR", ""))
 
 
 def _binding(facts: TlsPeer) -> ChannelBinding | None:

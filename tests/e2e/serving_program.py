@@ -33,7 +33,7 @@ def load_app():
         if path == "/split":
             start_response("200 OK", [("X-Evil", "a\r\nX-More: b")])
             return []
-        peer = asdict(environ["tls.peer"])
+        peer = asdict(environ["tls.peer"]) if "tls.peer" in environ else {"chain": ()}
         facts = {
             "pid": os.getpid(),
             "body": environ["wsgi.input"].read().decode("latin-1"),

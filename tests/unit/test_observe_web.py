@@ -108,7 +108,7 @@ def test_a_fault_is_logged_with_the_id_that_its_request_has(
 
     monkeypatch.setattr(Enrollment, "ca_certificates", fail)
     with caplog.at_level(logging.ERROR):
-        assert client.get(f"{EST}/cacerts").status_code == 500
+        assert client.get(f"{EST}/cacerts", environ_overrides=OVER_TLS).status_code == 500
     assert (told[0].status, told[0].reason) == (500, "internal-error")
     assert [getattr(record, "fields", None) for record in caplog.records] == [{"id": told[0].id}]
 

@@ -17,6 +17,7 @@ from estserver.errors import CapacityError, EstError, PolicyRefused, StorageUnav
 from estserver.web import create_app
 from estserver.web.errors import status_of
 from tests.est_server import EST, Home, found_home, today
+from tests.plain_front import tls_peer
 
 ERRORS = [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, EstError)]
 PKCS10 = {"Content-Type": "application/pkcs10"}
@@ -30,7 +31,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
 @pytest.fixture
 def client(home: Home) -> Iterator[FlaskClient]:
     with home.inventory() as inventory:
-        yield create_app(home.settings, inventory=inventory, clock=today, random=os.urandom).test_client()
+        client = create_app(home.settings, inventory=inventory, clock=today, random=os.urandom).test_client()
+        client.environ_base["tls.peer"] = tls_peer()
+        yield client
 
 
 def raising(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
@@ -114,10 +117,12 @@ def test_s_r10_what_nobody_expected_is_logged_and_not_told(
 def test_s_t01_without_the_facts_of_a_handshake_nobody_enrols(client: FlaskClient) -> None:
     """Lessons 1 and 2: no header stands in for them, and `wsgi.url_scheme` is no proof."""
     headers = {**PKCS10, "X-Forwarded-Proto": "https", "X-Client-Verify": "SUCCESS"}
+    del client.environ_base["tls.peer"]
     for environ in ({}, {"tls.peer": "CN=sn-1"}, {"tls.peer": {"certificate": b"x"}}, {"wsgi.url_scheme": "https"}):
-        answer = client.post(f"{EST}/simpleenroll", data=b"MAA=", headers=headers, environ_overrides=environ)
-        assert answer.status_code == 403
-        assert "over TLS only" in answer.text
+        for method, path in (("POST", f"{EST}/simpleenroll"), ("GET", f"{EST}/cacerts"), ("GET", "/nowhere")):
+            answer = client.open(path, method=method, data=b"MAA=", headers=headers, environ_overrides=environ)
+            assert answer.status_code == 403
+            assert "over TLS only" in answer.text
 
 
 def test_a_body_larger_than_the_limit_is_413(client: FlaskClient) -> None:
