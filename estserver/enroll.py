@@ -207,6 +207,7 @@ class Enrollment:
         bound = binding.check(asked, request.peer, identity, attempt.device, required=door.binding_required)
         key = None
         if door.keygen is not None and request.operation is Operation.SERVERKEYGEN:
+            self._inventory.require(payment, now)  # who could not pay for a certificate has no key made
             known = self._certificates(attempt, identity)
             asked, key = keygen.make(door.keygen, door.profile, asked, known, self._random)
             attempt = replace(attempt, csr=asked)

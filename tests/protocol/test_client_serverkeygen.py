@@ -11,7 +11,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from devicesim import CsrDraft, EstClient, OwnCertificate, SharedKey, TrustAnchors
+from devicesim import CsrDraft, EstClient, OwnCertificate, SharedKey, TrustAnchors, codec
 from devicesim.envelope import key_and_certificate, load_pkcs8, unseal
 from devicesim.errors import BadAnswer, EstRefused, VerificationFailed
 from tests.csr_maker import spki
@@ -55,6 +55,12 @@ def test_c_k03_the_rfcs_answer_is_read_in_every_spelling(change: str) -> None:
     assert not found.sealed
     assert found.key == vector("rfc7030-A.4-serverkeygen-response-part1.pkcs8.der")
     assert found.certificates == vector("rfc7030-A.4-serverkeygen-response-part2.p7.der")
+
+
+def test_c_k04_the_rfcs_key_is_the_one_of_the_rfcs_certificate() -> None:
+    found = key_and_certificate(*rfc_body())
+    (certificate,) = codec.certs_only(found.certificates)
+    assert spki(load_pkcs8(found.key)) == spki(certificate.public_key())
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,7 @@ from tests.est_server import (
     fresh_id,
     today,
 )
+from tests.protocol.client_stub import Authority
 
 VECTORS = Path(__file__).parents[1] / "vectors"
 SMIME_CAPABILITIES, DECRYPT_KEY_ID, ASYMMETRIC_ID = (
@@ -438,6 +439,34 @@ def test_s_k12_kari_with_x25519(est: Est, tmp_path: Path) -> None:
     private, recipient = key_file(device.key, tmp_path / "k"), certificate_file(device.certificate, tmp_path / "c")
     if openssl_agrees_by_x25519(recipient):
         opened(est, answer, "-inkey", private, "-recip", recipient)
+
+
+def test_s_k12_ktri_to_the_idevid_that_a_device_bootstraps_with(est: Est, tmp_path: Path) -> None:
+    maker, key, device = Authority.root("Maker"), rsa.generate_private_key(65537, 2048), fresh_id("unit")
+    subject = x509.Name([x509.NameAttribute(x509.NameOID.SERIAL_NUMBER, device)])
+    idevid = Holder(key, maker.issue(subject, key.public_key()))
+    est.home.anchor("maker", maker.certificate)
+    asked = OwnCertificate(idevid.certificate, key)
+    attributes = [csr_maker.sequence(oid(kind), csr_maker.set_of(value)) for kind, value in asked.attributes()]
+    answer = ask(est, request(new_key(), device, *attributes), client=idevid)
+    private, recipient = key_file(key, tmp_path / "k"), certificate_file(idevid.certificate, tmp_path / "c")
+    opened(est, answer, "-inkey", private, "-recip", recipient)
+
+
+def test_a_group_gets_each_its_own_key(est: Est) -> None:
+    """Requests of one turn are issued together; each key stays with its certificate."""
+    name, secret = est.home.credential("*", label="made", uses=4)
+    who = BasicCredentials(name, secret.encode())
+    with est.home.enrollment(today) as enrollment:
+        bodies = [base64_lines(request(new_key(), fresh_id())) for _ in range(4)]
+        admitted = [
+            enrollment.admit(Request(Operation.SERVERKEYGEN, "made", body, Peer("192.0.2.1"), who)) for body in bodies
+        ]
+        issued = enrollment.issue(admitted)
+    for admission, one in zip(admitted, issued, strict=True):
+        assert admission.key is not None
+        certificate = x509.load_der_x509_certificate(one.certificate)
+        assert spki(load_der_private_key(admission.key.der, None)) == spki(certificate.public_key())
 
 
 def test_s_k09_a_certificate_that_is_not_this_devices_is_unknown(est: Est, rsa_key: rsa.RSAPrivateKey) -> None:
