@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import base64
+import ipaddress
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa, x25519
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from devicesim import CsrDraft, EstClient, OwnCertificate, SharedKey, TrustAnchors, codec
-from devicesim.envelope import key_and_certificate, load_pkcs8, unseal
-from devicesim.errors import BadAnswer, EstRefused, VerificationFailed
+from devicesim.envelope import key_and_certificate, load_decryption_key, load_pkcs8, unseal
+from devicesim.errors import BadAnswer, EstRefused, KeyStoreError, VerificationFailed
+from estserver import sealing
+from estserver.keys import FileSigner, GeneratedKey
+from estserver.sealing import Capability, Generator
+from tests.csr_maker import oid as encoded_oid
 from tests.csr_maker import spki
-from tests.protocol.client_stub import Authority, EstStub, StubServer, answer, certs_only
+from tests.protocol.client_stub import Authority, EstStub, StubServer, answer, certs_only, name
 
 VECTORS = Path(__file__).parents[1] / "vectors"
 VECTOR_KEK = SharedKey(bytes.fromhex("c0ffee01"), bytes(range(32)))
@@ -153,9 +160,7 @@ def two_parts(key: bytes, certificate: x509.Certificate, kind: str = "applicatio
 
 
 def pkcs8(key: Any) -> bytes:
-    from cryptography.hazmat.primitives.serialization import NoEncryption, PrivateFormat
-
-    return key.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption())
+    return key.private_bytes(Encoding.DER, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
 
 
 def issued(stub: EstStub, key: Any) -> x509.Certificate:
@@ -185,10 +190,7 @@ def test_c_k02_a_sealed_key_is_asked_for_with_both_attributes(client, stub, serv
         assert csr.is_signature_valid
         sent = csr.public_bytes(Encoding.DER)
         for dotted in (oid, "1.2.840.113549.1.9.15", "1.2.840.113549.1.9.7"):
-            assert x509.ObjectIdentifier(dotted) is not None
-            from tests.csr_maker import oid as encoded
-
-            assert encoded(dotted) in sent
+            assert encoded_oid(dotted) in sent
 
 
 def test_c_k04_key_and_certificate_must_belong_together(client, stub) -> None:
@@ -215,3 +217,48 @@ def test_c_k04_the_signer_must_be_trusted(client, stub) -> None:
     stub.put(two_parts(der, issued(stub, key), sealed), operation="serverkeygen")
     with pytest.raises(BadAnswer, match="nothing was given"):
         client.serverkeygen(draft())
+
+
+@pytest.mark.parametrize(("host", "error"), [("another.example", "not the server"), ("127.0.0.1", None)])
+def test_c_k04_the_signer_must_be_the_server_itself(
+    client, stub, root, tmp_path: Path, host: str, error: str | None
+) -> None:
+    """A certificate of the same CA is not enough: any device has one."""
+    signer = FileSigner.generate("P-256", tmp_path / "signer.key")
+    at = x509.IPAddress(ipaddress.ip_address(host)) if error is None else x509.DNSName(host)
+    public = serialization.load_der_public_key(signer.spki)
+    certificate = root.issue(name("signer"), public, san=(at,))
+    made = GeneratedKey("P-256")
+    signed = Generator(signer, (certificate.public_bytes(Encoding.DER),)).sign(made)
+    recipient = sealing.SharedKey.choose(VECTOR_KEK.key_id, VECTOR_KEK.key, [Capability("2.16.840.1.101.3.4.1.45")])
+    der = sealing.seal(signed, recipient, (), os.urandom)
+    certified = stub.issuing.issue(draft().subject, serialization.load_der_public_key(made.spki))
+    sealed = "application/pkcs7-mime; smime-type=server-generated-key"
+    stub.put(two_parts(der, certified, sealed), operation="serverkeygen")
+    if error is None:
+        assert spki(client.serverkeygen(draft(), VECTOR_KEK).key) == made.spki
+        return
+    with pytest.raises(VerificationFailed, match=error):
+        client.serverkeygen(draft(), VECTOR_KEK)
+
+
+def test_c_k05_a_request_made_elsewhere_is_sent_as_it_is(client, stub, server) -> None:
+    key = ec.generate_private_key(ec.SECP256R1())
+    stub.put(two_parts(pkcs8(key), issued(stub, key)), operation="serverkeygen")
+    sent = draft().sign()
+    assert spki(client.serverkeygen(sent).key) == spki(key)
+    assert server.seen[-1].csr.public_bytes(Encoding.DER) == sent
+
+
+def test_the_decryption_key_of_a_certificate_is_read_from_a_file(tmp_path: Path) -> None:
+    curve, signing = x25519.X25519PrivateKey.generate(), ed25519.Ed25519PrivateKey.generate()
+    pem = [
+        key.private_bytes(Encoding.PEM, serialization.PrivateFormat.PKCS8, protection)
+        for key in (curve, signing)
+        for protection in (serialization.NoEncryption(), serialization.BestAvailableEncryption(b"pw"))
+    ]
+    for data in pem[:2]:
+        assert spki(load_decryption_key(data, tmp_path, b"pw")) == spki(curve)
+    for data, passphrase in ((pem[1], None), (pem[1], b"wrong"), (pem[2], None), (b"nothing", None)):
+        with pytest.raises(KeyStoreError):
+            load_decryption_key(data, tmp_path, passphrase)

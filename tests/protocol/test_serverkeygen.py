@@ -580,5 +580,9 @@ def test_the_command_installs_a_key_made_by_the_server(
         assert key.stat().st_mode & 0o077 == 0
         public = openssl("x509", "-in", certificate, "-noout", "-pubkey")
         assert openssl("pkey", "-in", key, "-pubout") == public
+    holder = est.device(key=rsa.generate_private_key(65537, 2048), label="made")
+    certificate, key = holder.write(tmp_path, "own")
+    own = ["--subject", holder.device, "--out", str(tmp_path / "e"), "--cert", str(certificate), "--key", str(key)]
+    assert run([*command, *own, "--decrypt-cert", str(certificate), "--decrypt-key", str(key)]) == 0
     for wrong in (["--decrypt-key", str(kek)], ["--decrypt-key-id", "xyz", "--decrypt-key", str(kek)], sealed[:2]):
         assert run([*command, *wrong]) in (2, 3)
