@@ -8,10 +8,11 @@ with EstClient("https://est.example", trust=TrustAnchors.from_file("root.pem")) 
 
 from importlib.metadata import PackageNotFoundError, version
 
-from devicesim.client import CaCerts, Credentials, EstClient, bootstrap
+from devicesim.client import CaCerts, Credentials, EstClient, ServerKey, bootstrap
 from devicesim.codec import CsrAttrs
 from devicesim.csr import CsrDraft
 from devicesim.device import Device, DeviceIdentity, DeviceState
+from devicesim.envelope import OwnCertificate, SharedKey
 from devicesim.errors import DeviceSimError, EstRefused, Pending, Unreachable, VerificationFailed
 from devicesim.keystore import FileKeyStore, KeyStore
 from devicesim.transport import ClientIdentity
@@ -38,7 +39,10 @@ __all__ = [
     "FileKeyStore",
     "KeyStore",
     "LocalPolicy",
+    "OwnCertificate",
     "Pending",
+    "ServerKey",
+    "SharedKey",
     "TrustAnchors",
     "Unreachable",
     "VerificationFailed",

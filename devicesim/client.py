@@ -16,21 +16,23 @@ import base64
 import hmac
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import UTC, datetime
 from types import TracebackType
 from typing import Self
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 
 from devicesim import codec
 from devicesim.address import EstAddress, redirect_target
 from devicesim.codec import CsrAttrs
-from devicesim.csr import CsrDraft, load_csr, spki
+from devicesim.csr import CsrDraft, PrivateKey, load_csr, spki
+from devicesim.envelope import Decryptor, KeyAnswer, key_and_certificate, load_pkcs8, unseal
 from devicesim.errors import BadAnswer, CannotComply, EstRefused, UsageProblem, VerificationFailed
 from devicesim.replies import Body, expect, offers_basic, refusal
 from devicesim.transport import Answer, ClientIdentity, Connection, Origin, TlsChoice, TlsSettings
-from devicesim.trust import TrustAnchors, build_path, is_ca, is_self_signed
+from devicesim.trust import TrustAnchors, authorises, build_path, is_ca, is_self_signed
 
 _REDIRECTS_MAX = 3
 _NOT_OFFERED = frozenset({204, 404, 501})  # RFC 7030 §4.5.2, §4.3.2
@@ -74,6 +76,14 @@ class CaCerts:
         except VerificationFailed:
             return False
         return True
+
+
+@dataclass(frozen=True, slots=True)
+class ServerKey:
+    """A key that the server made, and its certificate (RFC 7030 §4.4)."""
+
+    key: PrivateKey = field(repr=False)
+    certificate: x509.Certificate
 
 
 class EstClient:
@@ -161,19 +171,43 @@ class EstClient:
         """Renew or rekey the certificate whose names the request repeats (RFC 7030 §4.2.2)."""
         return self._enrol("simplereenroll", csr)
 
+    def serverkeygen(self, csr: CsrDraft | bytes, decryptor: Decryptor | None = None) -> ServerKey:
+        """Get a key that the server makes, and its certificate (RFC 7030 §4.4); the request's own key is not certified.
+
+        Args:
+            decryptor: how the key is to be sealed beyond TLS; what DER made elsewhere asks for, it asks for itself.
+        """
+        sealed_for = replace(csr, attributes=decryptor.attributes()) if decryptor and isinstance(csr, CsrDraft) else csr
+        answer = self._ask("POST", "serverkeygen", csr=sealed_for)
+        found = key_and_certificate(answer.headers.get("content-type", ""), answer.body)
+        key = self._received_key(found, decryptor)
+        if type(key.public_key()) is not (wanted := _kind_of_key(csr)) and wanted is not None:
+            raise VerificationFailed("the server made a key of another kind than was asked for")
+        return ServerKey(key, _certificate_for(spki(key), codec.certs_only(found.certificates)))
+
     # --- how they are carried out -----------------------------------------------------------------------------------
 
     def _enrol(self, operation: str, csr: CsrDraft | bytes) -> x509.Certificate:
         key = spki(csr.key) if isinstance(csr, CsrDraft) else spki(load_csr(csr))
         answer = self._ask("POST", operation, csr=csr)
-        found = codec.certs_only(expect(answer, Body.CERTS_ONLY))
-        for certificate in found:
-            if spki(certificate) == key:
-                return certificate
-        raise VerificationFailed(
-            "the server returned a certificate for another key",
-            advice="do not use it; report it to whoever runs the server",
-        )
+        return _certificate_for(key, codec.certs_only(expect(answer, Body.CERTS_ONLY)))
+
+    def _received_key(self, found: KeyAnswer, decryptor: Decryptor | None) -> PrivateKey:
+        """Open what came; the signer must be the server itself, or one that may stand in for it (RFC 7030 §3.6.1)."""
+        if decryptor is None:
+            if found.sealed:
+                raise BadAnswer("the key is sealed, and nothing was given to open it with")
+            return load_pkcs8(found.key)
+        if not found.sealed:
+            raise VerificationFailed(
+                "a sealed key was asked for, and the server sent it in clear",
+                advice="the key is compromised: do not use it, have its certificate revoked",
+            )
+        signed = unseal(found.key, decryptor)
+        build_path(signed.signer, signed.certificates, self.trust, self._clock() if self._clock else datetime.now(UTC))
+        if not authorises(signed.signer, self.address.origin.host):
+            raise VerificationFailed("the key was signed by somebody who is not the server", advice="do not use it")
+        return signed.key
 
     def _ask(
         self,
@@ -270,6 +304,25 @@ class EstClient:
             )
         if origin != self.address.origin:
             raise EstRefused(f"the server redirects a second time, to {target}", advice="name that server instead")
+
+
+def _certificate_for(key: bytes, found: Collection[x509.Certificate]) -> x509.Certificate:
+    """Pick the certificate by its key; the order means nothing (RFC 5272 §4.1)."""
+    for certificate in found:
+        if spki(certificate) == key:
+            return certificate
+    raise VerificationFailed(
+        "the server returned a certificate for another key",
+        advice="do not use it; report it to whoever runs the server",
+    )
+
+
+def _kind_of_key(csr: CsrDraft | bytes) -> type | None:
+    """Say what kind of key a request asks for, by the one in it; None when that one cannot be read."""
+    try:
+        return type((csr.key if isinstance(csr, CsrDraft) else load_csr(csr)).public_key())
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        return None
 
 
 def bootstrap(

@@ -19,12 +19,13 @@ from typing import Any
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519, mldsa, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, mldsa, padding, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import AttributeOID, ExtensionOID, NameOID
 
 from devicesim import codec
 from devicesim.codec import KeyWish
+from devicesim.der import with_attributes
 from devicesim.errors import ConfigInvalid, KeyStoreError, UsageProblem
 
 PrivateKey = (
@@ -212,6 +213,7 @@ class CsrDraft:
         extensions: the extensions asked for.
         digest: the hash to sign with, None where the key's algorithm brings its own.
         binding_required: the server wants the request bound to its connection (RFC 7030 §3.5).
+        attributes: further attributes, each as dotted OID and one value in DER.
     """
 
     key: PrivateKey = field(repr=False)
@@ -219,6 +221,7 @@ class CsrDraft:
     extensions: tuple[x509.Extension[x509.ExtensionType], ...] = ()
     digest: _Hash | None = None
     binding_required: bool = False
+    attributes: tuple[tuple[str, bytes], ...] = ()
 
     @classmethod
     def of(cls, key: PrivateKey, subject: x509.Name | str, *, san: Iterable[str] = ()) -> CsrDraft:
@@ -254,7 +257,18 @@ class CsrDraft:
             builder = builder.add_extension(extension.value, critical=extension.critical)
         if binding is not None:
             builder = builder.add_attribute(AttributeOID.CHALLENGE_PASSWORD, base64.b64encode(binding))
-        return builder.sign(self.key, self.digest).public_bytes(Encoding.DER)
+        request = builder.sign(self.key, self.digest).public_bytes(Encoding.DER)
+        return with_attributes(request, self.attributes, self._signature) if self.attributes else request
+
+    def _signature(self, data: bytes) -> bytes:
+        """Sign octets as the builder does."""
+        if isinstance(self.key, ec.EllipticCurvePrivateKey):
+            assert self.digest is not None
+            return self.key.sign(data, ec.ECDSA(self.digest))
+        if isinstance(self.key, rsa.RSAPrivateKey):
+            assert self.digest is not None
+            return self.key.sign(data, padding.PKCS1v15(), self.digest)
+        return bytes(self.key.sign(data))
 
 
 def raw_extension(extension: x509.Extension[x509.ExtensionType]) -> x509.Extension[x509.ExtensionType]:

@@ -16,7 +16,7 @@ Rules:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
@@ -27,7 +27,9 @@ from cryptography.x509.oid import NameOID
 from devicesim.check import check_certificate
 from devicesim.client import EstClient
 from devicesim.codec import CsrAttrs
-from devicesim.csr import CsrDraft, PrivateKey, key_type_of, spki
+from devicesim.csr import CsrDraft, PrivateKey, digest_for, key_type_of, spki
+from devicesim.csr import key_type as key_type_row
+from devicesim.envelope import Decryptor
 from devicesim.errors import ConfigInvalid, Conflict, KeyStoreError, VerificationFailed
 from devicesim.keystore import KeyStore, PendingRequest, StoredIdentity
 from devicesim.transport import ClientIdentity
@@ -228,6 +230,33 @@ class Device:
                 cacerts = authenticated.cacerts()
                 certificate = authenticated.simplereenroll(request)
             return self.install(certificate, chain=cacerts.certificates, trust=client.trust)
+
+    def receive(
+        self,
+        client: EstClient,
+        *,
+        key_type: str = "EC-P256",
+        san: Iterable[str] = (),
+        decryptor: Decryptor | None = None,
+    ) -> DeviceIdentity:
+        """Get a key that the server makes, and its certificate (RFC 7030 §4.4), for a device that cannot make its own.
+
+        Only what was checked is kept. A lost answer loses the key in it: call it again, for another one.
+        """
+        with self._store.locked():
+            current = self.identity
+            if current is not None:
+                self._check_owner(current)
+            cacerts, wishes = client.cacerts(), client.csrattrs()
+            own = OwnNames(self.device_id, tuple(san), self._subject)
+            asking = key_type_row(choose_key_type(wishes.key, key_type, self._policy)).generate()  # signs, no more
+            request = draft(asking, own, wishes, self._policy)
+            made = client.serverkeygen(request, decryptor)
+            asked = x509.load_der_x509_csr(replace(request, key=made.key, digest=digest_for(made.key)).sign())
+            path = check_certificate(
+                made.certificate, asked, chain=cacerts.certificates, trust=client.trust, now=self._clock()
+            )
+            return self._identity(self._store.install(StoredIdentity(made.certificate, path, client.trust, made.key)))
 
     def fall_back(self) -> DeviceIdentity:
         """Return to the last known good identity."""

@@ -26,6 +26,9 @@ from estserver.model import Der, NameAttribute
 OID_EXTENSION_REQUEST = "1.2.840.113549.1.9.14"
 OID_EXTENSION_REQUEST_MS = "1.3.6.1.4.1.311.2.1.14"
 OID_CHALLENGE_PASSWORD = "1.2.840.113549.1.9.7"  # noqa: S105 - an object identifier
+OID_SMIME_CAPABILITIES = "1.2.840.113549.1.9.15"
+OID_DECRYPT_KEY_ID = "1.2.840.113549.1.9.16.2.37"
+OID_ASYMMETRIC_DECRYPT_KEY_ID = "1.2.840.113549.1.9.16.2.54"
 OID_CHANGE_SUBJECT_NAME = "1.3.6.1.5.5.7.7.36"
 OID_CSR_TEMPLATE = "1.2.840.113549.1.9.16.2.61"
 OID_SAN = "2.5.29.17"
@@ -120,7 +123,8 @@ def _expect(tlv: Tlv, tag: int, what: str) -> Tlv:
     return tlv
 
 
-def _tlv(tag: int, *content: bytes) -> bytes:
+def write_tlv(tag: int, *content: bytes) -> bytes:
+    """Write one DER value: its tag byte, the minimal length, the content."""
     body = b"".join(content)
     if len(body) < 0x80:
         return bytes((tag, len(body))) + body
@@ -136,10 +140,12 @@ class RequestParts:
     """The pieces of a CertificationRequestInfo that must not be re-encoded (RFC 2986 §4.1).
 
     Attributes:
+        der: octets of the whole request.
         subject, spki: octets of the Name and the SubjectPublicKeyInfo.
         attributes: (dotted OID, values) in their order, each value as octets.
     """
 
+    der: Der
     subject: Der
     spki: Der
     attributes: tuple[tuple[str, tuple[Tlv, ...]], ...]
@@ -165,7 +171,7 @@ def request_parts(der: Der) -> RequestParts:
     _expect(info[2], _SEQUENCE, "the public key")
     _expect(info[3], _CONTEXT_0, "the attributes [0]")
     attributes = tuple(_attribute(tlv) for tlv in read_children(info[3].content, most=64))
-    return RequestParts(Der(info[1].octets), Der(info[2].octets), attributes)
+    return RequestParts(der, Der(info[1].octets), Der(info[2].octets), attributes)
 
 
 def _attribute(tlv: Tlv) -> tuple[str, tuple[Tlv, ...]]:
@@ -175,6 +181,18 @@ def _attribute(tlv: Tlv) -> tuple[str, tuple[Tlv, ...]]:
     oid = _expect(fields[0], _OID, "an attribute's type")
     values = _expect(fields[1], _SET, "an attribute's set of values")
     return dotted(oid.octets), tuple(read_children(values.content, most=64))
+
+
+def capabilities(value: Tlv) -> list[tuple[str, str | None]]:
+    """Read SMIMECapabilities (RFC 8551 §2.5.2): each algorithm, and the one that its parameters name (RFC 5753 §7)."""
+    found = []
+    for one in read_children(_expect(value, _SEQUENCE, "SMIMECapabilities").content, most=64):
+        fields = read_children(_expect(one, _SEQUENCE, "a capability").content, most=2)
+        inner = read_children(fields[1].content, most=2) if len(fields) == 2 and fields[1].tag == _SEQUENCE else []
+        oid = _expect(fields[0] if fields else one, _OID, "a capability's algorithm")
+        within = dotted(inner[0].octets) if inner and inner[0].tag == _OID else None
+        found.append((dotted(oid.octets), within))
+    return found
 
 
 @lru_cache(OIDS_REMEMBERED_MAX)
@@ -247,10 +265,10 @@ def tbs_certificate(
         algorithm: AlgorithmIdentifier of the signature to come.
         issuer, subject: Names; `extensions` as for `extensions_der`.
     """
-    validity = _tlv(_SEQUENCE, _time(not_before), _time(not_after))
-    wrapped = _tlv(0xA3, extensions_der(extensions))
-    number = _tlv(_INTEGER, serial.to_bytes(serial.bit_length() // 8 + 1))
-    return Der(_tlv(_SEQUENCE, _VERSION_3, number, algorithm, issuer, validity, subject, spki, wrapped))
+    validity = write_tlv(_SEQUENCE, _time(not_before), _time(not_after))
+    wrapped = write_tlv(0xA3, extensions_der(extensions))
+    number = write_tlv(_INTEGER, serial.to_bytes(serial.bit_length() // 8 + 1))
+    return Der(write_tlv(_SEQUENCE, _VERSION_3, number, algorithm, issuer, validity, subject, spki, wrapped))
 
 
 def certificate_parts(tbs: Der) -> tuple[Der, Der, Der]:
@@ -267,7 +285,7 @@ def certificate_parts(tbs: Der) -> tuple[Der, Der, Der]:
 
 def signed(tbs: Der, algorithm: Der, signature: bytes) -> Der:
     """Put a signature to what was signed: a Certificate (RFC 5280 §4.1.1)."""
-    return Der(_tlv(_SEQUENCE, tbs, algorithm, _tlv(0x03, b"\x00", signature)))
+    return Der(write_tlv(_SEQUENCE, tbs, algorithm, write_tlv(0x03, b"\x00", signature)))
 
 
 def key_identifier(spki: Der) -> bytes:
@@ -278,13 +296,13 @@ def key_identifier(spki: Der) -> bytes:
 
 def octet_string(data: bytes) -> Der:
     """Encode an OCTET STRING."""
-    return Der(_tlv(0x04, data))
+    return Der(write_tlv(0x04, data))
 
 
 def _time(at: datetime) -> bytes:
     """Encode a time as UTCTime up to 2049 and as GeneralizedTime from then on (RFC 5280 §4.1.2.5)."""
     text = at.astimezone(UTC).isoformat()[:19].translate(_NO_MARKS).encode() + b"Z"
-    return _tlv(0x17, text[2:]) if 1950 <= at.year < _UTC_TIME_ENDS else _tlv(0x18, text)
+    return write_tlv(0x17, text[2:]) if 1950 <= at.year < _UTC_TIME_ENDS else write_tlv(0x18, text)
 
 
 # --- answers --------------------------------------------------------------------------------------------------------
@@ -295,9 +313,9 @@ _DATA_CONTENT = bytes.fromhex("300b06092a864886f70d010701")
 
 def certs_only(certificates: Iterable[Der]) -> Der:
     """Wrap certificates in a certs-only CMS message, without CRLs, content or signers (RFC 5652 §5.1)."""
-    bag = _tlv(_CONTEXT_0, *sorted(certificates))  # DER orders a SET OF by its octets (X.690 §11.6)
-    signed_data = _tlv(_SEQUENCE, b"\x02\x01\x01", b"\x31\x00", _DATA_CONTENT, bag, b"\x31\x00")
-    return Der(_tlv(_SEQUENCE, _SIGNED_DATA, _tlv(_CONTEXT_0, signed_data)))
+    bag = write_tlv(_CONTEXT_0, *sorted(certificates))  # DER orders a SET OF by its octets (X.690 §11.6)
+    signed_data = write_tlv(_SEQUENCE, b"\x02\x01\x01", b"\x31\x00", _DATA_CONTENT, bag, b"\x31\x00")
+    return Der(write_tlv(_SEQUENCE, _SIGNED_DATA, write_tlv(_CONTEXT_0, signed_data)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -310,13 +328,13 @@ class CsrAttribute:
 
 def csr_attrs(items: Sequence[CsrAttribute]) -> Der:
     """Encode CsrAttrs (RFC 8951 §4): SEQUENCE OF CHOICE { OID, Attribute }."""
-    return Der(_tlv(_SEQUENCE, *map(_attr_or_oid, items)))
+    return Der(write_tlv(_SEQUENCE, *map(_attr_or_oid, items)))
 
 
 def _attr_or_oid(item: CsrAttribute) -> bytes:
     if item.values is None:
         return oid_der(item.oid)
-    return _tlv(_SEQUENCE, oid_der(item.oid), _tlv(_SET, *sorted(item.values)))
+    return write_tlv(_SEQUENCE, oid_der(item.oid), write_tlv(_SET, *sorted(item.values)))
 
 
 @lru_cache(OIDS_REMEMBERED_MAX)
@@ -333,10 +351,10 @@ def integer_der(value: int) -> Der:
 def extensions_der(extensions: Iterable[tuple[str, bool, Der]]) -> Der:
     """Encode Extensions (RFC 5280 §4.1.2.9) from (dotted OID, critical, value)."""
     return Der(
-        _tlv(
+        write_tlv(
             _SEQUENCE,
             *(
-                _tlv(_SEQUENCE, oid_der(oid), b"\x01\x01\xff" if critical else b"", _tlv(0x04, value))
+                write_tlv(_SEQUENCE, oid_der(oid), b"\x01\x01\xff" if critical else b"", write_tlv(0x04, value))
                 for oid, critical, value in extensions
             ),
         )
@@ -353,18 +371,18 @@ def request_template(
         key_algorithm: AlgorithmIdentifier of the wanted key, or None.
         extensions: given extensions; none leaves the mandatory `attributes [1]` empty.
     """
-    rdns = [_tlv(_SET, _tlv(_SEQUENCE, oid_der(oid))) for oid in subject_oids]
-    subject = _tlv(_SEQUENCE, *rdns) if rdns else b""
-    key = _tlv(_CONTEXT_0, key_algorithm) if key_algorithm is not None else b""
-    wish = _tlv(_SEQUENCE, oid_der(OID_EXTENSION_REQUEST), _tlv(_SET, extensions_der(extensions)))
-    attributes = _tlv(0xA1, wish) if extensions else b"\xa1\x00"
-    return Der(_tlv(_SEQUENCE, b"\x02\x01\x00", subject, key, attributes))
+    rdns = [write_tlv(_SET, write_tlv(_SEQUENCE, oid_der(oid))) for oid in subject_oids]
+    subject = write_tlv(_SEQUENCE, *rdns) if rdns else b""
+    key = write_tlv(_CONTEXT_0, key_algorithm) if key_algorithm is not None else b""
+    wish = write_tlv(_SEQUENCE, oid_der(OID_EXTENSION_REQUEST), write_tlv(_SET, extensions_der(extensions)))
+    attributes = write_tlv(0xA1, wish) if extensions else b"\xa1\x00"
+    return Der(write_tlv(_SEQUENCE, b"\x02\x01\x00", subject, key, attributes))
 
 
 def algorithm_identifier(oid: str, *, curve: str | None = None, null: bool = False) -> Der:
     """Encode an AlgorithmIdentifier with a curve, with NULL, or without parameters."""
     parameters = oid_der(curve) if curve else b"\x05\x00" if null else b""
-    return Der(_tlv(_SEQUENCE, oid_der(oid), parameters))
+    return Der(write_tlv(_SEQUENCE, oid_der(oid), parameters))
 
 
 # --- names for comparison -------------------------------------------------------------------------------------------

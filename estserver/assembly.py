@@ -17,16 +17,19 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from estserver import csr
+from estserver.attempt import Door
 from estserver.ca import IssuingCa
 from estserver.config import CaSection, LabelSection, Settings
-from estserver.enroll import Door, Enrollment
+from estserver.enroll import Enrollment
 from estserver.errors import ConfigError
 from estserver.identity import Anchor, AnchorSet, Authenticator, CredentialVerifier
 from estserver.inventory import Inventory
-from estserver.keys import FileSigner
+from estserver.keygen import KeyGeneration
+from estserver.keys import FileSigner, read_shared_keys
 from estserver.limits import Limits
 from estserver.model import Der
 from estserver.policy import Profile, parse_profile
+from estserver.sealing import Generator
 
 PROFILES = Path("profiles")
 PEPPER = Path("private/credential.key")
@@ -58,7 +61,7 @@ def enrollment_of(
     profiles = load_profiles(settings.path(PROFILES))
     cas = {name: load_ca(settings, section) for name, section in settings.cas.items()}
     labels = {"": settings.default_label, **settings.labels}
-    doors = {label: _door(label, section, profiles, cas) for label, section in labels.items()}
+    doors = {label: _door(settings, label, section, profiles, cas) for label, section in labels.items()}
     own = cas[settings.default_label.ca]
     authenticator = Authenticator(
         inventory,
@@ -85,6 +88,7 @@ def limits_of(settings: Settings) -> Limits:
 
 
 def _door(
+    settings: Settings,
     label: str,
     section: LabelSection,
     profiles: Mapping[str, Profile],
@@ -96,7 +100,24 @@ def _door(
         raise ConfigError(
             f"{where} names the profile {section.profile!r}, and profiles/{section.profile}.toml is missing"
         )
-    return Door(profile, cas[section.ca], section.ca, binding_required=section.channel_binding == "required")
+    return Door(
+        profile,
+        cas[section.ca],
+        section.ca,
+        binding_required=section.channel_binding == "required",
+        keygen=_key_generation(settings, section),
+    )
+
+
+def _key_generation(settings: Settings, section: LabelSection) -> KeyGeneration | None:
+    """Let the server's TLS key, which its clients trust already, answer for the keys it makes (RFC 7030 §4.4.2)."""
+    if section.serverkeygen == "off":
+        return None
+    certificates = tuple(load_certificates(settings.path(settings.tls.certificate)))
+    generator = Generator(FileSigner.load(settings.path(settings.tls.key)), certificates)
+    path = section.decryption_keys
+    shared = {} if path is None else read_shared_keys(settings.path(path))
+    return KeyGeneration(generator, shared, encrypted_only=section.serverkeygen == "encrypted-only")
 
 
 def load_profiles(directory: Path) -> dict[str, Profile]:

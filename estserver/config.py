@@ -122,11 +122,18 @@ class CaSection(_Section):
 
 
 class LabelSection(_Section):
-    """`[labels.NAME]`: one path segment, one profile (RFC 7030 §3.2.2)."""
+    """`[labels.NAME]`: one path segment, one profile (RFC 7030 §3.2.2).
+
+    Attributes:
+        serverkeygen: whether keys are made here for devices, and leave by TLS alone (RFC 7030 §4.4, §6).
+        decryption_keys: file of symmetric keys that devices have too, a line `ID KEY` each in hexadecimal.
+    """
 
     profile: str
     ca: str
     channel_binding: Literal["if-present", "required"] = "if-present"
+    serverkeygen: Literal["off", "on", "encrypted-only"] = "off"
+    decryption_keys: Path | None = None
 
 
 class StorageSection(_Section):

@@ -7,6 +7,8 @@ Rules, in their order:
 4. The signature hash is SHA-256 or better, and the signature verifies with the key in the request (RFC 7030 §4.2.1).
 5. At most one extensionRequest and one challengePassword, each with one value (RFC 2985 §5.4).
 
+Where the server makes the key, 2 to 4 do not apply: key and signature are ignored (RFC 7030 §4.4.1).
+
 Nothing here decides whether anybody may have what is asked: that is `estserver.policy`.
 """
 
@@ -73,6 +75,7 @@ class Bounds:
 
 
 DEFAULT_BOUNDS = Bounds()
+UNKNOWN_KEY = KeyFacts("", "unknown")
 
 
 def parse(der: Der, bounds: Bounds = DEFAULT_BOUNDS) -> Csr:
@@ -81,19 +84,55 @@ def parse(der: Der, bounds: Bounds = DEFAULT_BOUNDS) -> Csr:
     Raises:
         MalformedRequest, WeakKey, ProofOfPossessionFailed: and nothing else, whatever the bytes are.
     """
-    parts = asn1.request_parts(der)
+    request, parts = _load(der)
     try:
-        request = x509.load_der_x509_csr(der)
         key = request.public_key()
-    except (ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion) as error:
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise MalformedRequest(f"the request cannot be read: {_first_line(error)}") from None
     facts = key_facts(key)
     _same_octets(key, parts.spki)
     _screen(key)
-    signature_hash = _verify(request)
+    return _read(request, parts, bounds, facts, _verify(request))
+
+
+def parse_without_key(der: Der, bounds: Bounds = DEFAULT_BOUNDS) -> Csr:
+    """Read a request for a key to be made here; the one in it shows at most which kind is wanted (RFC 7030 §4.4.1).
+
+    Raises:
+        MalformedRequest: and nothing else, whatever the bytes are.
+    """
+    request, parts = _load(der)
+    try:
+        facts = key_facts(request.public_key())
+    except (ValueError, TypeError, UnsupportedAlgorithm, MalformedRequest):
+        facts = UNKNOWN_KEY
+    return _read(request, parts, bounds, facts, "")
+
+
+def with_key(asked: Csr, spki: Der) -> Csr:
+    """Put the key that was made here into the place of the one in the request."""
+    facts = key_facts(serialization.load_der_public_key(spki))
+    return replace(asked, spki=spki, spki_sha256=spki_hash(spki), key=facts, signature_hash="")
+
+
+def _load(der: Der) -> tuple[x509.CertificateSigningRequest, asn1.RequestParts]:
+    parts = asn1.request_parts(der)
+    try:
+        return x509.load_der_x509_csr(der), parts
+    except (ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion) as error:
+        raise MalformedRequest(f"the request cannot be read: {_first_line(error)}") from None
+
+
+def _read(
+    request: x509.CertificateSigningRequest,
+    parts: asn1.RequestParts,
+    bounds: Bounds,
+    facts: KeyFacts,
+    signature_hash: str,
+) -> Csr:
     wishes = _wishes(request, parts, bounds)
     return Csr(
-        der=der,
+        der=parts.der,
         spki=parts.spki,
         spki_sha256=spki_hash(parts.spki),
         key=facts,

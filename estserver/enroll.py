@@ -7,6 +7,7 @@ Rules:
 - Nothing is signed before its serial is reserved, and nothing leaves before it is recorded.
 - A request is admitted by itself. What is admitted is reserved, signed and recorded in groups, however many there are:
   those that arrive together wait for one synced commit together, and one that is refused takes none along.
+- Where the server makes the key, it takes the place of the request's before policy and reservation.
 - Every refusal leaves one audit row with all its reasons; a mere lack of credentials is a question, not a refusal.
 - Every request is paid for where it is written down (`estserver.limits`); who cannot pay leaves a row a minute.
 """
@@ -16,10 +17,11 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime, timedelta
 
-from estserver import asn1, binding, csr, events
+from estserver import asn1, binding, csr, events, keygen
+from estserver.attempt import Admission, Attempt, Door, Request
 from estserver.ca import SERIAL_BYTES, IssuingCa, serial_from
 from estserver.errors import (
     BadCredentials,
@@ -31,6 +33,7 @@ from estserver.errors import (
     Known,
     NotAuthenticated,
     NotAuthorized,
+    NotOffered,
     RateLimited,
     UnknownLabel,
 )
@@ -38,78 +41,23 @@ from estserver.identity import Authenticator
 from estserver.inventory import Claim, Inventory, Signed
 from estserver.limits import DEFAULT_LIMITS, Bucket, Limits, Throttle
 from estserver.model import (
-    BasicCredentials,
     CertificateRecord,
     Csr,
     Der,
-    DeviceId,
     Event,
-    Grant,
     Identity,
     IdentityKind,
     Issued,
     Operation,
-    Peer,
     Refusal,
     Reservation,
 )
-from estserver.policy import Ask, Profile, csr_attributes, decide, device_of
+from estserver.policy import Ask, csr_attributes, decide, device_of
 
 _log = logging.getLogger(__name__)
 
 CLOCK_RETRY = timedelta(minutes=1)
 """How soon a clock may have been set right."""
-
-
-@dataclass(frozen=True, slots=True)
-class Door:
-    """What stands behind one label: which CA signs by which profile.
-
-    Attributes:
-        ca_name: topic level of the CA's events.
-        binding_required: whether every CSR must carry the channel binding.
-    """
-
-    profile: Profile
-    ca: IssuingCa
-    ca_name: str
-    binding_required: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """One enrolment as it came off the wire; `body` is still base64."""
-
-    operation: Operation
-    label: str
-    body: bytes
-    peer: Peer
-    credentials: BasicCredentials | None = None
-    id: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Attempt:
-    """A request and what was established about it so far."""
-
-    request: Request
-    door: Door
-    csr: Csr | None = None
-    identity: Identity | None = None
-
-    @property
-    def device(self) -> DeviceId | None:
-        """Whom the request is for, if it names one device."""
-        return None if self.csr is None else device_of(self.door.profile, self.csr)
-
-
-@dataclass(frozen=True, slots=True)
-class Admission:
-    """A request that may have what it asks for, and has not got it yet."""
-
-    attempt: Attempt
-    grant: Grant
-    payment: tuple[Bucket, ...]
 
 
 class Enrollment:
@@ -163,6 +111,15 @@ class Enrollment:
                     advice="set the clock; if it is right, this CA's time is over",
                 )
 
+    def check_offered(self, operation: Operation, label: str) -> None:
+        """Refuse what is not behind a label.
+
+        Raises:
+            UnknownLabel, NotOffered: no such label, or not this operation behind it.
+        """
+        if self._door(label).keygen is None and operation is Operation.SERVERKEYGEN:
+            raise NotOffered("this server makes no keys for devices here: make one, and use simpleenroll")
+
     def ca_certificates(self, label: str) -> tuple[Der, ...]:
         """Return the hierarchy behind a label, for `/cacerts` (RFC 7030 §4.1.3).
 
@@ -197,12 +154,14 @@ class Enrollment:
         Raises:
             EstError: as `enroll` does.
         """
+        self.check_offered(request.operation, request.label)
         attempt = Attempt(request, self._door(request.label))
         now = self._clock()
         self._throttle.settle(now)
         try:
             _require_plausible(now, attempt.door.ca)
-            attempt = replace(attempt, csr=csr.parse(asn1.decode_body(request.body), self._bounds))
+            parse = csr.parse_without_key if request.operation is Operation.SERVERKEYGEN else csr.parse
+            attempt = replace(attempt, csr=parse(asn1.decode_body(request.body), self._bounds))
             attempt = replace(attempt, identity=self._identify(request, now))
             return self._admit(attempt, now)
         except EstError as error:
@@ -246,6 +205,12 @@ class Enrollment:
         payment = self._limits.of_identity(identity, request.peer)
         self._throttle.check(payment, now)
         bound = binding.check(asked, request.peer, identity, attempt.device, required=door.binding_required)
+        key = None
+        if door.keygen is not None and request.operation is Operation.SERVERKEYGEN:
+            self._inventory.require(payment, now)  # who could not pay for a certificate has no key made
+            known = self._certificates(attempt, identity)
+            asked, key = keygen.make(door.keygen, door.profile, asked, known, self._random)
+            attempt = replace(attempt, csr=asked)
         ask = Ask(
             operation=request.operation,
             label=request.label,
@@ -262,7 +227,15 @@ class Enrollment:
         grant = decide(door.profile, ask)
         if grant.holder == "device" and grant.device in self._site_names:
             raise NotAuthorized(f"the name {grant.device} is kept for a part of the site", code="name-taken")
-        return Admission(attempt, grant, payment)
+        return Admission(attempt, grant, payment, key)
+
+    def _certificates(self, attempt: Attempt, identity: Identity) -> list[Der]:
+        """Return the certificates that are a device's own: to their keys a new one may be encrypted."""
+        device, shown = attempt.device, attempt.request.peer.certificate
+        found = [] if device is None else self._inventory.list_certificates(device=device, status="valid")
+        now = self._clock()
+        own = [record.certificate for record in found if record.not_before <= now <= record.not_after]
+        return [*own, *([shown] if identity.kind is IdentityKind.IDEVID and shown is not None else [])]
 
     def _predecessor(
         self, door: Door, operation: Operation, asked: Csr, identity: Identity, now: datetime

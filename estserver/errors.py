@@ -15,6 +15,7 @@
     ├── StateError              it collides with what was issued before
     │   ├── KeyReused
     │   ├── UnknownLabel
+    │   ├── NotOffered
     │   └── NotFound
     ├── CapacityError           try again later
     │   ├── RateLimited
@@ -154,6 +155,12 @@ class UnknownLabel(StateError):
     """No such label, or no such operation under it (RFC 7030 §3.2.2)."""
 
     code = "unknown-label"
+
+
+class NotOffered(StateError):
+    """An optional operation that this server does not offer behind this label."""
+
+    code = "not-implemented"
 
 
 class NotFound(StateError):

@@ -4,6 +4,8 @@ Rules:
 - A key is a file of its own, 0600 in a directory of 0700, in PKCS#8, encrypted when there is a passphrase.
 - Everybody else holds a `Signer`, which signs what a builder describes and gives away the public key, nothing more.
 - Kinds of keys are rows of a table; a new one is a new row.
+- A key made for a device (RFC 7030 §4.4) comes from the operating system's generator through OpenSSL (RFC 4086), is
+  never written anywhere, and leaves this room once, as the octets of the answer.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from typing import Any, Protocol
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519, mldsa, padding, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, mldsa, padding, rsa, x25519
 from cryptography.x509.oid import SignatureAlgorithmOID
 
 from estserver.asn1 import algorithm_identifier
@@ -31,6 +33,19 @@ KINDS: dict[str, Callable[[], Any]] = {
     "ML-DSA-65": mldsa.MLDSA65PrivateKey.generate,
 }
 """How to make each kind of CA key."""
+
+DEVICE_KINDS: dict[str, Callable[[], Any]] = {
+    "P-256": lambda: ec.generate_private_key(ec.SECP256R1()),
+    "P-384": lambda: ec.generate_private_key(ec.SECP384R1()),
+    "P-521": lambda: ec.generate_private_key(ec.SECP521R1()),
+    "RSA-2048": lambda: rsa.generate_private_key(65537, 2048),
+    "RSA-3072": lambda: rsa.generate_private_key(65537, 3072),
+    "Ed25519": ed25519.Ed25519PrivateKey.generate,
+    "ML-DSA-44": mldsa.MLDSA44PrivateKey.generate,
+    "ML-DSA-65": mldsa.MLDSA65PrivateKey.generate,
+    "ML-DSA-87": mldsa.MLDSA87PrivateKey.generate,
+}
+"""How to make each kind of key for a device; RSA beyond 3072 bits would keep everybody else waiting."""
 
 
 class Signer(Protocol):
@@ -102,9 +117,7 @@ class FileSigner:
     @property
     def spki(self) -> Der:
         """SubjectPublicKeyInfo of the key."""
-        public = self._key.public_key()
-        form = serialization.PublicFormat.SubjectPublicKeyInfo
-        return Der(public.public_bytes(serialization.Encoding.DER, form))
+        return _spki(self._key)
 
     def sign_certificate(self, builder: x509.CertificateBuilder) -> x509.Certificate:
         """Sign what the builder describes."""
@@ -133,6 +146,57 @@ _ALGORITHMS = (
     (mldsa.MLDSA65PrivateKey, SignatureAlgorithmOID.ML_DSA_65),
     (mldsa.MLDSA87PrivateKey, SignatureAlgorithmOID.ML_DSA_87),
 )
+
+
+class GeneratedKey:
+    """A private key made here for a device."""
+
+    def __init__(self, kind: str) -> None:
+        self._key = DEVICE_KINDS[kind]()
+
+    @property
+    def spki(self) -> Der:
+        """SubjectPublicKeyInfo of the key."""
+        return _spki(self._key)
+
+    def pkcs8(self) -> Der:
+        """PrivateKeyInfo of the key (RFC 5958): the octets that go to the device."""
+        none = serialization.NoEncryption()
+        return Der(self._key.private_bytes(serialization.Encoding.DER, serialization.PrivateFormat.PKCS8, none))
+
+
+def agree(public: ec.EllipticCurvePublicKey | x25519.X25519PublicKey) -> tuple[Der, bytes]:
+    """Agree on a secret with the holder of a key, by a new key of ours; return that and the secret (RFC 5753 §3.1)."""
+    if isinstance(public, x25519.X25519PublicKey):
+        ours = x25519.X25519PrivateKey.generate()
+        return _spki(ours), ours.exchange(public)
+    sender = ec.generate_private_key(public.curve)
+    return _spki(sender), sender.exchange(ec.ECDH(), public)
+
+
+def read_shared_keys(path: Path) -> dict[bytes, bytes]:
+    """Read the symmetric keys that devices can decrypt with: a line `ID KEY` each, both in hexadecimal.
+
+    Raises:
+        ConfigError: missing, readable by others, or a line that is no such thing.
+    """
+    try:
+        if path.stat().st_mode & 0o077:
+            raise ConfigError(f"{path} can be read by others", advice=f"run: chmod 600 {path}")
+        lines = [line.split() for line in path.read_text("ascii").splitlines() if line.strip() and line[0] != "#"]
+        found = {bytes.fromhex(name): bytes.fromhex(key) for name, key in lines}
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
+    except ValueError:
+        raise ConfigError(f"{path} has a line that is not `ID KEY`, both in hexadecimal") from None
+    if len(found) != len(lines) or any(len(key) not in (16, 24, 32) for key in found.values()):
+        raise ConfigError(f"{path} names a key twice, or holds one that is not of 16, 24 or 32 bytes")
+    return found
+
+
+def _spki(key: Any) -> Der:  # noqa: ANN401 - cryptography has no common type for private keys
+    form = serialization.PublicFormat.SubjectPublicKeyInfo
+    return Der(key.public_key().public_bytes(serialization.Encoding.DER, form))
 
 
 def _hash_of(key: object) -> hashes.SHA256 | hashes.SHA384 | None:

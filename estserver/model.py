@@ -19,10 +19,11 @@ SpkiHash = NewType("SpkiHash", str)
 
 
 class Operation(StrEnum):
-    """The EST operations that end in a certificate (RFC 7030 §4.2)."""
+    """The EST operations that end in a certificate (RFC 7030 §4.2, §4.4)."""
 
     SIMPLEENROLL = "simpleenroll"
     SIMPLEREENROLL = "simplereenroll"
+    SERVERKEYGEN = "serverkeygen"
 
 
 # --- who asks -------------------------------------------------------------------------------------------------------
@@ -148,7 +149,7 @@ class RequestedExtension:
 
 @dataclass(frozen=True, slots=True)
 class Csr:
-    """A certification request whose signature was verified (RFC 2986).
+    """A certification request whose signature was verified (RFC 2986), or is to be ignored (RFC 7030 §4.4.1).
 
     Attributes:
         der: the octets as they arrived.

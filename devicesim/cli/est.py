@@ -15,10 +15,12 @@ from cryptography.x509.oid import NameOID
 
 from devicesim.cli import now
 from devicesim.cli.options import (
+    Decryption,
     Target,
     Who,
     allow_name_option,
     authentication_options,
+    decryption_options,
     echo_json,
     json_option,
     key_type_option,
@@ -202,6 +204,49 @@ def reenroll(
         device = _device(out, None, who.passphrase(), LocalPolicy())
         identity = _patiently(lambda: device.renew(client, new_key=not same_key), wait_seconds)
     _print_identity(identity, "renewed", as_json=as_json)
+
+
+@est.command()
+@server_options
+@authentication_options
+@key_type_option
+@click.option("--subject", metavar="NAME", help="Device id, or a whole subject: 'CN=sn-00042,O=Acme'.")
+@san_option
+@allow_name_option
+@decryption_options
+@out_option
+@wait_option
+@json_option
+def serverkeygen(
+    target: Target,
+    who: Who,
+    decryption: Decryption,
+    key_type: str | None,
+    subject: str | None,
+    san: tuple[str, ...],
+    allow_name: tuple[str, ...],
+    out: Path | None,
+    wait_seconds: float,
+    *,
+    as_json: bool,
+) -> None:
+    """Get a key that the server makes, with its certificate: for a device that cannot make its own.
+
+    With --decrypt-key-id or --decrypt-cert the key is sealed for the device, and one that comes in clear is refused.
+    A lost answer loses the key in it; run it again for another one.
+
+    \b
+    devicesim est serverkeygen --server https://127.0.0.1:8443 --trust root.pem --label made \\
+        --user line-1 --password-file pw --subject sn-00042 --out devices/sn-00042
+    """
+    decryptor = decryption.decryptor(who)
+    policy = LocalPolicy(tuple(KEY_TYPES) if key_type is None else (key_type,), allow_name)
+    with target.client(who) as client:
+        device = _device(out, subject, who.passphrase(), policy)
+        identity = _patiently(
+            lambda: device.receive(client, key_type=key_type or "EC-P256", san=san, decryptor=decryptor), wait_seconds
+        )
+    _print_identity(identity, "has a key made by the server", as_json=as_json)
 
 
 # --- parts ----------------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ import click
 
 from devicesim.client import Credentials, EstClient
 from devicesim.csr import KEY_TYPES, key_type
+from devicesim.envelope import Decryptor, OwnCertificate, SharedKey, load_decryption_key
 from devicesim.errors import ConfigInvalid, UsageProblem
 from devicesim.keystore import load_key
 from devicesim.transport import ClientIdentity, TlsChoice
@@ -98,6 +99,42 @@ class Who:
         return read_secret(self.passphrase_file)
 
 
+@dataclass(frozen=True, slots=True)
+class Decryption:
+    """How a key that the server makes is to be sealed for the device (RFC 7030 §4.4.1)."""
+
+    decrypt_key_id: str | None
+    decrypt_cert: Path | None
+    decrypt_key: Path | None
+
+    def decryptor(self, who: Who) -> Decryptor | None:
+        """Return what opens the key; None when it is to come in clear."""
+        if self.decrypt_key is None and self.decrypt_key_id is None and self.decrypt_cert is None:
+            return None
+        if self.decrypt_key is None or (self.decrypt_key_id is None) == (self.decrypt_cert is None):
+            raise UsageProblem(
+                "how is the key to be opened?",
+                advice="give --decrypt-key with either --decrypt-key-id or --decrypt-cert",
+            )
+        if self.decrypt_cert is not None:
+            key = load_decryption_key(read_bytes(self.decrypt_key), self.decrypt_key, who.passphrase())
+            return OwnCertificate(load_certificates(self.decrypt_cert)[0], key)
+        try:
+            name, secret = bytes.fromhex(self.decrypt_key_id or ""), bytes.fromhex(_secret_text(self.decrypt_key))
+        except ValueError:
+            name = secret = b""
+        if not name or len(secret) not in (16, 24, 32):
+            raise ConfigInvalid(
+                "the shared key or its name is not hexadecimal, or not of a right length",
+                advice="a key has 16, 24 or 32 bytes",
+            )
+        return SharedKey(name, secret)
+
+
+def _secret_text(path: Path) -> str:
+    return (read_secret(path) or b"").decode("ascii", "replace").strip()
+
+
 _SERVER = (
     click.option("--server", "url", required=True, metavar="URL", help="https://HOST:PORT of the EST server."),
     click.option("--trust", type=click.Path(path_type=Path), metavar="FILE", help="PEM of the trust anchors."),
@@ -131,6 +168,18 @@ _AUTHENTICATION = (
 )
 
 
+_DECRYPTION = (
+    click.option("--decrypt-key-id", metavar="HEX", help="Name of a symmetric key that the server has too."),
+    click.option("--decrypt-cert", type=click.Path(path_type=Path), metavar="FILE", help="A certificate to seal for."),
+    click.option(
+        "--decrypt-key",
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        help="The symmetric key in hexadecimal, or the certificate's private key in PEM.",
+    ),
+)
+
+
 def server_options(command: Callable[..., object]) -> Callable[..., object]:
     """Add what every command needs that talks to a server, as one argument `target`."""
     return _gathered(command, "target", Target, _SERVER)
@@ -141,10 +190,15 @@ def authentication_options(command: Callable[..., object]) -> Callable[..., obje
     return _gathered(command, "who", Who, _AUTHENTICATION)
 
 
+def decryption_options(command: Callable[..., object]) -> Callable[..., object]:
+    """Add the ways to have a key sealed, as one argument `decryption`."""
+    return _gathered(command, "decryption", Decryption, _DECRYPTION)
+
+
 def _gathered(
     command: Callable[..., object],
     name: str,
-    kind: type[Target | Who],
+    kind: type[Target | Who | Decryption],
     options: Sequence[Callable[[Callable[..., object]], Callable[..., object]]],
 ) -> Callable[..., object]:
     """Let several options arrive as one value."""

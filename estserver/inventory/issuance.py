@@ -116,7 +116,6 @@ _profiles = (
     .scalar_subquery()
     .label("profiles")
 )
-"""Under which profiles a name has had certificates."""
 _KNOWN = Prepared(
     select(
         select(device_key.c.device).where(_of_key).scalar_subquery().label("key_device"),

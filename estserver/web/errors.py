@@ -22,6 +22,7 @@ from estserver.errors import (
     InternalError,
     KeyReused,
     NotFound,
+    NotOffered,
     PolicyRefused,
     RateLimited,
     Refused,
@@ -40,15 +41,9 @@ class WrongMediaType(RequestError):
     code = "wrong-media-type"
 
 
-class NotImplementedHere(EstError):
-    """An optional operation that this server does not offer."""
-
-    code = "not-implemented"
-
-
 STATUS: tuple[tuple[type[EstError], int], ...] = (
     (WrongMediaType, 415),
-    (NotImplementedHere, 501),
+    (NotOffered, 501),
     (RequestError, 400),
     (AuthenticationError, 401),
     (PolicyRefused, 400),

@@ -14,16 +14,20 @@ from wsgiref.types import WSGIEnvironment
 from flask import Blueprint, Response, current_app, request
 
 from estserver import asn1
-from estserver.enroll import Enrollment, Request
-from estserver.errors import EstError
+from estserver.attempt import Request
+from estserver.enroll import Enrollment
+from estserver.errors import EstError, NotOffered
+from estserver.keygen import DeliveredKey
 from estserver.model import BasicCredentials, Der, Operation
-from estserver.web.errors import NotImplementedHere, WrongMediaType, answer_to
+from estserver.web.errors import WrongMediaType, answer_to
 from estserver.web.observe import note_grant, note_issued, request_id
 from estserver.web.peer import peer_of
 from estserver.web.turn import Later, Ticket
 
 PREFIX = "/.well-known/est"
 CERTS_ONLY = "application/pkcs7-mime; smime-type=certs-only"
+SERVER_GENERATED_KEY = "application/pkcs7-mime; smime-type=server-generated-key"
+BOUNDARY = "estline-key-and-certificate"  # base64 has no hyphen, so that no part can hold it
 SECRET_MAX_BYTES = 4096
 
 est = Blueprint("est", __name__)
@@ -81,18 +85,23 @@ def simplereenroll(label: str = "") -> Response:
     return _enroll(Operation.SIMPLEREENROLL, label)
 
 
-@est.post(f"{PREFIX}/fullcmc")
-@est.post(f"{PREFIX}/<label>/fullcmc")
 @est.post(f"{PREFIX}/serverkeygen")
 @est.post(f"{PREFIX}/<label>/serverkeygen")
+def serverkeygen(label: str = "") -> Response:
+    """Make a key and issue a certificate for it (RFC 7030 §4.4)."""
+    return _enroll(Operation.SERVERKEYGEN, label)
+
+
+@est.post(f"{PREFIX}/fullcmc")
+@est.post(f"{PREFIX}/<label>/fullcmc")
 def optional_operation(label: str = "") -> Response:
-    """Say that an optional operation is not here (RFC 7030 §4.3.2, §4.4.2)."""
+    """Say that an optional operation is not here (RFC 7030 §4.3.2)."""
     enrollment().ca_certificates(label)  # an unknown label is still a 404
-    raise NotImplementedHere("this server does not offer this optional operation: use simpleenroll")
+    raise NotOffered("this server does not offer this optional operation: use simpleenroll")
 
 
 def _enroll(operation: Operation, label: str) -> Response:
-    enrollment().ca_certificates(label)
+    enrollment().check_offered(operation, label)
     if request.mimetype != "application/pkcs10":
         raise WrongMediaType(f"Content-Type {request.mimetype or 'none'!r} sent; application/pkcs10 is wanted")
     environ, body = request.environ, request.get_data(cache=False)
@@ -109,7 +118,21 @@ def _issued(ticket: Ticket, environ: WSGIEnvironment, realm: str) -> Response:
     except EstError as error:
         return answer_to(error, environ, realm)
     note_issued(environ, issued)
-    return _answer(asn1.certs_only([issued.certificate]), CERTS_ONLY)
+    bag, key = asn1.certs_only([issued.certificate]), ticket.admission.key
+    return _answer(bag, CERTS_ONLY) if key is None else _key_and_certificate(key, bag)
+
+
+def _key_and_certificate(key: DeliveredKey, bag: Der) -> Response:
+    """Send a key and its certificate in two parts (RFC 7030 §4.4.2); no cache keeps them (RFC 9111 §5.2.2.5)."""
+    kind = SERVER_GENERATED_KEY if key.encrypted else "application/pkcs8"
+    parts = b"".join(
+        # libest's client passes over a part without the second header
+        f"--{BOUNDARY}\r\nContent-Type: {media_type}\r\nContent-Transfer-Encoding: base64\r\n\r\n".encode()
+        + asn1.encode_body(der).replace(b"\n", b"\r\n")
+        for media_type, der in ((kind, key.der), (CERTS_ONLY, bag))
+    )
+    headers = [("Content-Type", f"multipart/mixed; boundary={BOUNDARY}"), ("Cache-Control", "no-store")]
+    return Response(parts + f"--{BOUNDARY}--\r\n".encode(), headers=headers)
 
 
 def _credentials() -> BasicCredentials | None:

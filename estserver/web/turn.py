@@ -15,7 +15,7 @@ from typing import Any
 
 from flask import Response
 
-from estserver.enroll import Admission
+from estserver.attempt import Admission
 from estserver.errors import EstError, InternalError
 from estserver.model import Issued
 

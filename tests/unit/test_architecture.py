@@ -107,7 +107,10 @@ def test_what_is_told_knows_only_the_front_and_the_errors() -> None:
         assert all(any(within(found, f"estserver.{room}") for room in rooms) for found in ours), path
 
 
-CORE = ("model", "records", "errors", "asn1", "csr", "binding", "events", "ca", "keys", "policy", "identity", "config")
+CORE = (
+    *("model", "records", "errors", "asn1", "csr", "binding", "events", "ca", "keys", "policy", "identity", "config"),
+    *("enveloped", "sealing", "keygen"),
+)
 ABOVE_THE_CORE = ("enroll", "assembly", "home", "web", "announce", "serving", "observe", "cli", "inventory")
 
 
