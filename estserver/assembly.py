@@ -95,7 +95,13 @@ def _door(
         raise ConfigError(
             f"{where} names the profile {section.profile!r}, and profiles/{section.profile}.toml is missing"
         )
-    return Door(profile, cas[section.ca], section.ca, binding_required=section.channel_binding == "required")
+    return Door(
+        profile,
+        cas[section.ca],
+        section.ca,
+        binding_required=section.channel_binding == "required",
+        both_required=section.authentication == "both",
+    )
 
 
 def load_profiles(directory: Path) -> dict[str, Profile]:
