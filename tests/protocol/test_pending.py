@@ -226,6 +226,18 @@ def test_a_one_time_credential_is_spent_by_what_it_queued(applicant: Applicant) 
     assert len(entries(applicant.est.home, applicant.device)) == 1
 
 
+def test_a_device_with_ever_new_keys_does_not_fill_the_queue(est: Est) -> None:
+    applicant = Applicant(est)
+    applicant.credential = est.home.credential("*", label="approved", uses=20)
+    answers = []
+    for _ in range(9):
+        applicant.key = new_key()
+        answers.append(applicant.ask())
+    assert [answer.status for answer in answers] == [202] * 8 + [503]
+    assert applicant.device in answers[-1].text
+    assert int(answers[-1]["Retry-After"]) > 0
+
+
 def test_no_answer_is_issued_twice_when_approval_and_repeats_race(est: Est) -> None:
     applicant = Applicant(est)
     assert applicant.ask().status == 202
