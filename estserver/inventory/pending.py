@@ -199,14 +199,14 @@ class PendingRequests:
                 if before.state == decision:
                     raise StateError(f"the request {number} is {decision} already, by {before.decided_by}")
                 tx.connection.execute(update(pending).where(pending.c.id == number).values(values))
-                tell(tx, actor, _VERBS[decision], before, reason)
+                _tell(tx, actor, _VERBS[decision], before, reason)
             return [_find(tx.connection, number, now) for number in dict.fromkeys(numbers)]
 
 
 _VERBS = {PendingState.APPROVED: "approve", PendingState.DENIED: "deny"}
 
 
-def tell(tx: Transaction, actor: str, action: str, entry: PendingRecord, reason: str | None) -> None:
+def _tell(tx: Transaction, actor: str, action: str, entry: PendingRecord, reason: str | None) -> None:
     """Append the audit row of a decision: who decided what, and on whose request."""
     detail = {
         "pending": entry.id,

@@ -173,6 +173,22 @@ def test_s_r04_the_queue_survives_a_restart(tmp_path: Path) -> None:
         assert len(entries(home, other.device)) == 1
 
 
+def test_s_r04_the_queue_survives_a_killed_server(tmp_path: Path) -> None:
+    home = home_with_approval(tmp_path / "home")
+    first = RunningServer(home)
+    applicant = Applicant(Est(first))
+    assert applicant.ask().status == 202
+    first.process.kill()
+    first._end()
+    (entry,) = entries(home, applicant.device)
+    with RunningServer(home) as second:
+        applicant.est = Est(second)
+        assert applicant.ask().status == 202
+        assert entries(home, applicant.device) == [entry]
+        approve(home, applicant.device)
+        assert applicant.ask().status == 200
+
+
 def test_s_r05_another_key_or_name_is_another_request(est: Est) -> None:
     applicant = Applicant(est)
     applicant.credential = est.home.credential("*", label="approved", uses=9)
