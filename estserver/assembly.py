@@ -100,11 +100,17 @@ def _door(
         raise ConfigError(
             f"{where} names the profile {section.profile!r}, and profiles/{section.profile}.toml is missing"
         )
+    if section.serverkeygen != "off" and profile.approval == "required":
+        raise ConfigError(
+            f"label {label!r} makes keys by a profile whose requests wait for approval",
+            advice="a key made by the server is new at every request, so that none could be approved",
+        )
     return Door(
         profile,
         cas[section.ca],
         section.ca,
         binding_required=section.channel_binding == "required",
+        both_required=section.authentication == "both",
         keygen=_key_generation(settings, section),
     )
 

@@ -29,7 +29,7 @@ from pydantic import (
 
 from estserver.csr import DEFAULT_BOUNDS
 from estserver.errors import ConfigError
-from estserver.limits import COUNT_MAX, DEFAULT_LIMITS, PERIOD_MAX, PERIOD_MIN, Rate
+from estserver.limits import COUNT_MAX, DEFAULT_LIMITS, DEFAULT_QUEUE, PERIOD_MAX, PERIOD_MIN, Queue, Rate
 
 CONFIG_NAME = "estserver.toml"
 RESERVED_LABELS = frozenset({
@@ -134,6 +134,9 @@ class LabelSection(_Section):
     channel_binding: Literal["if-present", "required"] = "if-present"
     serverkeygen: Literal["off", "on", "encrypted-only"] = "off"
     decryption_keys: Path | None = None
+    authentication: Literal["either", "both"] = Field(
+        default="either", description="a certificate or a credential, or both at once (RFC 7030 §3.2.3)"
+    )
 
 
 class StorageSection(_Section):
@@ -144,7 +147,7 @@ class StorageSection(_Section):
 
 
 class LimitsSection(_Section):
-    """`[limits]`: how often one may ask, and how much one request may name."""
+    """`[limits]`: how often one may ask, how much one request may name, and how much may wait for an operator."""
 
     station_rate: RateText = DEFAULT_LIMITS.station_rate
     credential_rate: RateText = DEFAULT_LIMITS.credential_rate
@@ -154,6 +157,14 @@ class LimitsSection(_Section):
     guess_rate: RateText = DEFAULT_LIMITS.guess_rate
     names_max: int = Field(default=DEFAULT_BOUNDS.names_max, ge=1, le=1000)
     name_max_chars: int = Field(default=DEFAULT_BOUNDS.name_max_chars, ge=64, le=4096)
+    pending_max: int = Field(default=DEFAULT_QUEUE.size_max, ge=1, le=100_000)
+    pending_lifetime: Duration = Field(default=DEFAULT_QUEUE.lifetime, ge=timedelta(minutes=1), le=timedelta(days=365))
+    pending_retry: Duration = Field(default=DEFAULT_QUEUE.retry_after, ge=timedelta(seconds=1), le=timedelta(days=1))
+
+    @property
+    def queue(self) -> Queue:
+        """What may wait for an operator."""
+        return Queue(self.pending_lifetime, self.pending_max, retry_after=self.pending_retry)
 
 
 class MqttSection(_Section):

@@ -1,6 +1,6 @@
 """The use case: one enrolment, in the order it happens.
 
-    parse → identity → channel binding → predecessor → policy → reserve → sign → record
+    parse → identity → channel binding → predecessor → policy → reserve (or queue, for an operator) → sign → record
 
 Rules:
 - This is the one path to a signature; re-enrolment is the same path with a predecessor.
@@ -24,6 +24,7 @@ from estserver import asn1, binding, csr, events, keygen
 from estserver.attempt import Admission, Attempt, Door, Request
 from estserver.ca import SERIAL_BYTES, IssuingCa, serial_from
 from estserver.errors import (
+    AwaitingApproval,
     BadCredentials,
     CapacityError,
     ConfigError,
@@ -66,7 +67,7 @@ class Enrollment:
     Args:
         doors: by label; the empty label is the default one.
         site_names: names that no device gets, whoever vouches for it, such as the announcer's.
-        limits, bounds: how often one may ask, and how much one request may name.
+        limits, bounds: how often one may ask, how much may wait, and how much one request may name.
         clock, random: the instant it is, and as many random bytes as asked.
     """
 
@@ -162,7 +163,7 @@ class Enrollment:
             _require_plausible(now, attempt.door.ca)
             parse = csr.parse_without_key if request.operation is Operation.SERVERKEYGEN else csr.parse
             attempt = replace(attempt, csr=parse(asn1.decode_body(request.body), self._bounds))
-            attempt = replace(attempt, identity=self._identify(request, now))
+            attempt = replace(attempt, identity=self._identify(request, attempt.door, now))
             return self._admit(attempt, now)
         except EstError as error:
             raise self._refuse(attempt, error, now) from error.__cause__
@@ -189,14 +190,16 @@ class Enrollment:
             raise UnknownLabel(f"there is no label {label!r} on this server")
         return door
 
-    def _identify(self, request: Request, now: datetime) -> Identity:
+    def _identify(self, request: Request, door: Door, now: datetime) -> Identity:
         def before_guess() -> None:
             """Look first whether a wrong guess could be paid for: comparing it is what costs."""
             payment = self._limits.of_stranger(request.peer, request.credentials)
             self._throttle.check(payment, now)
             self._inventory.require(payment, now)
 
-        return self._authenticator.identify(request.peer, request.credentials, request.label, now, before_guess)
+        return self._authenticator.identify(
+            request.peer, request.credentials, request.label, now, before_guess, both=door.both_required
+        )
 
     def _admit(self, attempt: Attempt, now: datetime) -> Admission:
         request, door, asked, identity = attempt.request, attempt.door, attempt.csr, attempt.identity
@@ -261,8 +264,7 @@ class Enrollment:
         return found
 
     def _issue(self, admissions: Sequence[Admission], now: datetime) -> list[Issued | EstError]:
-        claims = [Claim(one.grant, serial_from(self._random(SERIAL_BYTES)), one.payment) for one in admissions]
-        slots = self._inventory.reserve_all(claims, now)
+        slots = self._inventory.reserve_all([self._claim(one, now) for one in admissions], now)
         signed = [
             self._sign(admission.attempt.door, slot) if isinstance(slot, Reservation) else slot
             for admission, slot in zip(admissions, slots, strict=True)
@@ -270,6 +272,11 @@ class Enrollment:
         to_record = [one for one in signed if isinstance(one, Signed)]
         recorded = iter(self._inventory.record_all(to_record, self._clock()) if to_record else ())
         return [next(recorded) if isinstance(one, Signed) else one for one in signed]
+
+    def _claim(self, admission: Admission, now: datetime) -> Claim:
+        grant, ca = admission.grant, admission.attempt.door.ca_name
+        told = (events.pending(grant, now, ca=ca, random=self._random),) if grant.approval else ()
+        return Claim(grant, serial_from(self._random(SERIAL_BYTES)), admission.payment, self._limits.queue, told)
 
     def _sign(self, door: Door, reservation: Reservation) -> Signed | InternalError:
         try:
@@ -287,7 +294,7 @@ class Enrollment:
             self._note_often(attempt, error, now)
         elif isinstance(error, CapacityError):
             _log.warning("%s of label %r not served: %s", attempt.request.operation, attempt.request.label, error)
-        elif not isinstance(error, (NotAuthenticated, InternalError)):
+        elif not isinstance(error, (AwaitingApproval, NotAuthenticated, InternalError)):
             return self._write_down(attempt, error, now)
         return error
 

@@ -17,7 +17,9 @@
     │   ├── UnknownLabel
     │   ├── NotOffered
     │   └── NotFound
+    ├── AwaitingApproval        accepted, and an operator has not decided yet
     ├── CapacityError           try again later
+    │   ├── QueueFull
     │   ├── RateLimited
     │   └── StorageUnavailable
     ├── ConfigError             a file or an argument of the operator's is wrong
@@ -169,6 +171,16 @@ class NotFound(StateError):
     code = "not-found"
 
 
+class AwaitingApproval(EstError):
+    """The request was accepted and an operator has not decided yet; `retry_after` says when to ask again.
+
+    No refusal: it is queued, and the same request finds out what became of it (RFC 7030 §4.2.3).
+    """
+
+    code = "awaiting-approval"
+    advice = "repeat the request after that time, with the same key"
+
+
 class CapacityError(EstError):
     """The server cannot do it now; `retry_after` says when to come back."""
 
@@ -179,6 +191,12 @@ class StorageUnavailable(CapacityError):
     """The inventory could not be read or written: locked, full, read-only. Nothing was issued."""
 
     code = "storage-unavailable"
+
+
+class QueueFull(CapacityError):
+    """As many requests wait for an operator as may; nothing was queued."""
+
+    code = "queue-full"
 
 
 class RateLimited(CapacityError):

@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 
-from estserver.model import CertificateRecord, Csr, Der, DeviceId, Event, Operation, Reservation, Serial
+from estserver.model import CertificateRecord, Csr, Der, DeviceId, Event, Grant, Operation, Reservation, Serial
 
 _CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 ULID_RANDOM_BYTES = 10
@@ -75,6 +75,18 @@ def key_reused(device: DeviceId, owner: DeviceId, csr: Csr, at: datetime, *, ca:
     """Raise the finding that two devices hold the same key: cloned firmware, or a bad generator."""
     data = {"device_id": device, "key_of": owner, "key": {"alg": csr.key.name, "spki_sha256": csr.spki_sha256}}
     return _ca_event("key-reused", device, ca, at, data, random)
+
+
+def pending(grant: Grant, at: datetime, *, ca: str, random: RandomBytes) -> Event:
+    """Call for an operator: a request waits for approval."""
+    data = {
+        "device_id": grant.device,
+        "requester": grant.requester,
+        "operation": grant.operation,
+        "key": {"alg": grant.csr.key.name, "spki_sha256": grant.csr.spki_sha256},
+        "profile": grant.profile,
+    }
+    return _ca_event("pending", grant.device, ca, at, data, random)
 
 
 def _ca_event(

@@ -117,6 +117,25 @@ _LIMIT_OF = {
 
 
 @dataclass(frozen=True, slots=True)
+class Queue:
+    """How many requests may wait for an operator, and for how long.
+
+    Attributes:
+        lifetime: of a request nobody decides on, and of a decision nobody comes for.
+        size_max, device_max: of all requests, and of those that name one device.
+        retry_after: how soon the requester is told to ask again.
+    """
+
+    lifetime: timedelta = timedelta(days=7)
+    size_max: int = 10_000
+    device_max: int = 8
+    retry_after: timedelta = timedelta(minutes=1)
+
+
+DEFAULT_QUEUE = Queue()
+
+
+@dataclass(frozen=True, slots=True)
 class Limits:
     """What everybody may ask for, and out of which bucket each request is paid.
 
@@ -125,6 +144,7 @@ class Limits:
         address_rate: of one address, whoever is behind it; None for no such limit.
         stranger_rate: refusals of whoever was not recognised, of one address.
         guess_rate: wrong secrets for one name, whether or not there is such a credential.
+        queue: what may wait for an operator.
     """
 
     station_rate: Rate = Rate(60_000, _MINUTE)
@@ -133,6 +153,7 @@ class Limits:
     address_rate: Rate | None = None
     stranger_rate: Rate = Rate(600, _MINUTE)
     guess_rate: Rate = Rate(20, _MINUTE)
+    queue: Queue = DEFAULT_QUEUE
 
     def of_identity(self, identity: Identity, peer: Peer) -> tuple[Bucket, ...]:
         """Return what somebody recognised pays from."""

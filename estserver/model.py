@@ -84,6 +84,7 @@ class Identity:
         names: further subject alternative names they may ask for, as `dns:…`, `ip:…`, `uri:…` patterns.
         labels: the labels they may use; None means every label.
         certificate: the certificate of this CA they authenticated with, if that is how they came.
+        credential: the credential that came with a certificate, where a label wants both; `within` are its devices.
         may_assert_binding: a registration authority posts what others signed (id-kp-cmcRA, RFC 7030 §3.7).
     """
 
@@ -94,10 +95,13 @@ class Identity:
     labels: tuple[str, ...] | None = None
     certificate: CertificateRecord | None = None
     may_assert_binding: bool = False
+    credential: str | None = None
+    within: tuple[str, ...] | None = None
 
     def __str__(self) -> str:
         """Return `kind:name`, the form used in audit rows and request fingerprints."""
-        return f"{self.kind}:{self.name}"
+        besides = "" if self.credential is None else f"+{IdentityKind.CREDENTIAL}:{self.credential}"
+        return f"{self.kind}:{self.name}{besides}"
 
 
 # --- what is asked --------------------------------------------------------------------------------------------------
@@ -210,6 +214,7 @@ class Grant:
         binding: `verified`, `absent` or `asserted` (by a registration authority), for the audit (RFC 7030 §3.5).
         holder: whether the certificate is a device's or a part of the site's.
         apart_from: profiles of the other kind of holder; who has one of theirs may not have this one.
+        approval: an operator has to agree before it is signed.
         peer_address, request_id: where the request came from and which it was, for the audit.
     """
 
@@ -233,6 +238,7 @@ class Grant:
     holder: Literal["device", "site"] = "device"
     apart_from: frozenset[str] = frozenset()
     request_id: str = ""
+    approval: bool = False
 
 
 @dataclass(frozen=True, slots=True)

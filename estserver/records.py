@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Literal
 
-from estserver.model import Der
+from estserver.model import Der, DeviceId, GeneralName, NameAttribute, Serial, SpkiHash
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +60,38 @@ class AnchorRecord:
     device_id: str
     devices: tuple[str, ...]
     created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class PendingRecord:
+    """A request that an operator decides on, until it is issued or its time is over.
+
+    Attributes:
+        id: never used again for another request.
+        requester, predecessor: as in `Grant`; `peer_address` is where it was first asked from.
+        expires_at: when it is forgotten; a decision counts for as long again.
+        reason: what the requester is told of a denial.
+    """
+
+    id: int
+    state: Literal["waiting", "approved", "denied"]
+    requester: str
+    device: DeviceId
+    operation: str
+    label: str
+    profile: str
+    spki_sha256: SpkiHash
+    key_name: str
+    subject: tuple[NameAttribute, ...]
+    san: tuple[GeneralName, ...]
+    predecessor: Serial | None
+    csr: Der
+    peer_address: str
+    asked_at: datetime
+    expires_at: datetime
+    decided_at: datetime | None = None
+    decided_by: str | None = None
+    reason: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

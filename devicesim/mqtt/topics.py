@@ -36,6 +36,7 @@ class EventType(StrEnum):
     RENEWED = "org.estline.certificate.renewed.v1"
     REVOKED = "org.estline.certificate.revoked.v1"
     KEY_REUSED = "org.estline.certificate.key-reused.v1"
+    PENDING = "org.estline.certificate.pending.v1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,7 @@ PLACES: dict[EventType, Place] = {
     EventType.RENEWED: Place("ca", "evt/renewed", "ca"),
     EventType.REVOKED: Place("ca", "evt/revoked", "ca"),
     EventType.KEY_REUSED: Place("ca", "evt/key-reused", "ca"),
+    EventType.PENDING: Place("ca", "evt/pending", "ca"),
 }
 
 

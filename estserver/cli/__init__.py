@@ -19,6 +19,7 @@ _COMMANDS = (
     "revoke",
     "policy",
     "inventory",
+    "pending",
     "audit",
     "config",
 )

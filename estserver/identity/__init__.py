@@ -5,6 +5,7 @@ Rules:
 - A certificate that reaches this CA's own anchor (explicit, RFC 7030 §3.3.2) must be in the inventory, unrevoked and
   in time. It makes a device, or, with id-kp-cmcRA and a registered station, a registration authority (§3.7).
 - A certificate that reaches a manufacturer's anchor (implicit) makes an IDevID, which may enrol but not re-enrol.
+- Where a label wants both, the certificate says who it is and the credential what may be named besides (§3.2.3).
 - What is neither is a stranger. Every reason is named; of a bad credential nothing is.
 """
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Protocol
 
@@ -72,10 +74,13 @@ class Authenticator:
         label: str,
         now: datetime,
         before_guess: Callable[[], None] = lambda: None,
+        *,
+        both: bool = False,
     ) -> Identity:
         """Establish who asks.
 
         Args:
+            both: a credential is wanted in addition to a certificate, not instead of one (RFC 7030 §3.2.3).
             before_guess: called before a secret is compared at a price; what it raises goes to the caller.
 
         Raises:
@@ -83,11 +88,17 @@ class Authenticator:
             BadCredentials: a credential was offered and is not good, for whatever reason.
             NotAuthorized: a certificate was offered, with every reason why it does not count.
         """
-        if credentials is not None:
-            return self._by_credential(credentials, label, now, before_guess)
+        if credentials is None and both:
+            raise NotAuthenticated("this label wants a credential besides the client certificate")
+        vouched = None if credentials is None else self._by_credential(credentials, label, now, before_guess)
+        if vouched is not None and not both:
+            return vouched
         if peer.certificate is None:
+            if vouched is not None:
+                raise NotAuthorized("this label wants a client certificate besides the credential")
             raise NotAuthenticated("neither a client certificate nor a credential was offered")
-        return self._by_certificate(peer.certificate, peer.intermediates, now)
+        shown = self._by_certificate(peer.certificate, peer.intermediates, now)
+        return shown if vouched is None else _both(shown, vouched)
 
     def _by_credential(
         self, credentials: BasicCredentials, label: str, now: datetime, before_guess: Callable[[], None]
@@ -140,6 +151,11 @@ class Authenticator:
         if self._implicit is None or self._implicit[0] != anchors:
             self._implicit = anchors, AnchorSet([Anchor(a.name, a.certificate) for a in anchors])
         return self._implicit
+
+
+def _both(shown: Identity, vouched: Identity) -> Identity:
+    """Name whoever the certificate names, with what the credential allows, and nothing that it does not."""
+    return replace(shown, names=vouched.names, labels=vouched.labels, credential=vouched.name, within=vouched.devices)
 
 
 def _idevid(path: Path, anchor: AnchorRecord) -> Identity:

@@ -35,6 +35,7 @@ from estserver.inventory.condition import Condition, condition_of
 from estserver.inventory.database import Database, open_database
 from estserver.inventory.issuance import Claim, Signed
 from estserver.inventory.outbox import OutboxRow
+from estserver.inventory.pending import PendingRequests
 from estserver.inventory.queries import Status
 from estserver.inventory.revocation import REASONS, Announce
 from estserver.inventory.transaction import Transaction
@@ -65,13 +66,14 @@ class Inventory:
     """One server's view of the inventory; make it with `Inventory.open`, once in each process.
 
     Every method is one transaction and may raise `StorageUnavailable`; then nothing was changed, as far as is known,
-    and the same call, or the same request, finds out.
+    and the same call, or the same request, finds out. What waits for an operator is at `pending`.
     """
 
     def __init__(self, database: Database, server_id: str) -> None:
         self._database = database
         self._server_id = server_id
         self._writes = itertools.count(1)
+        self.pending = PendingRequests(database.read, partial(self._write, durable=True))
 
     @classmethod
     def open(
@@ -123,8 +125,9 @@ class Inventory:
         Raises:
             RateLimited: one of the buckets to pay from is empty.
             KeyReused: the key belongs to another device, or was certified before.
-            NotAuthorized: the name belongs to a part of the site, or to a device and this is none.
+            NotAuthorized: the name belongs to a part of the site, or to a device and this is none; or it was denied.
             BadCredentials: the credential was removed, has expired, or was spent on other requests.
+            AwaitingApproval: an operator has to agree and has not yet; QueueFull when too many wait for that.
             InternalError: the serial was used before.
         """
         (result,) = self.reserve_all([Claim(grant, serial, tuple(payment))], now)
@@ -200,12 +203,7 @@ class Inventory:
     # --- revocation -------------------------------------------------------------------------------------------------
 
     def revoke(
-        self,
-        serial: Serial,
-        reason: str,
-        actor: str,
-        now: datetime,
-        announce: Announce = revocation.nothing,
+        self, serial: Serial, reason: str, actor: str, now: datetime, announce: Announce = revocation.nothing
     ) -> CertificateRecord:
         """Revoke a certificate; `announce` makes its events. One revoked before keeps its date and reason.
 
@@ -216,12 +214,7 @@ class Inventory:
             return revocation.revoke(tx, serial, reason, actor, announce)
 
     def revoke_device(
-        self,
-        device: DeviceId,
-        reason: str,
-        actor: str,
-        now: datetime,
-        announce: Announce = revocation.nothing,
+        self, device: DeviceId, reason: str, actor: str, now: datetime, announce: Announce = revocation.nothing
     ) -> list[CertificateRecord]:
         """Revoke all that is in force for a device, and withdraw what is being issued for it.
 
@@ -299,7 +292,7 @@ class Inventory:
     # --- who may ask ------------------------------------------------------------------------------------------------
 
     def authenticable(self, name: str, now: datetime) -> CredentialRecord | None:
-        """Find a credential that may authenticate; a spent one does for 24 h, so that its own request can be retried.
+        """Find a credential that may authenticate; a spent one does for 24 h, and as long as its request is pending.
 
         `reserve` refuses it (`BadCredentials`) for any other request.
         """

@@ -6,6 +6,7 @@ Rules:
   until it is revoked as compromised.
 - A use of a credential and the reservation it pays for are one transaction; a repeat of a request costs nothing for as
   long as nothing came of it, or what came of it is still the answer. What is void gives its use back.
+- Where an operator has to agree, a request is queued instead of reserved until one has (`pending`).
 - One certificate of a device and profile is current; recording a new one supersedes it.
 - Everything here that could be found twice by two processes is looked up again when it is recorded.
 """
@@ -17,18 +18,23 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import Connection, and_, bindparam, func, insert, literal_column, or_, select, true, update
+from sqlalchemy import Connection, and_, bindparam, func, insert, literal_column, select, true, update
 
-from estserver.errors import BadCredentials, InternalError, KeyReused, NotAuthorized, StorageUnavailable
-from estserver.inventory import audit, buckets, counters, outbox
+from estserver.errors import (
+    AwaitingApproval,
+    InternalError,
+    KeyReused,
+    NotAuthorized,
+    StorageUnavailable,
+)
+from estserver.inventory import audit, buckets, counters, outbox, pending, uses
 from estserver.inventory.prepared import Prepared
 from estserver.inventory.queries import has_serial, key_compromised
 from estserver.inventory.schema import (
+    PendingState,
     ReservationState,
     canonical_json,
     certificate,
-    credential,
-    credential_use,
     device_certificate,
     device_key,
     reservation,
@@ -36,17 +42,23 @@ from estserver.inventory.schema import (
 )
 from estserver.inventory.transaction import Transaction
 from estserver.inventory.void import mark_void
-from estserver.limits import Bucket
+from estserver.limits import DEFAULT_QUEUE, Bucket, Queue
 from estserver.model import Der, DeviceId, Event, Grant, Issued, Reservation, Serial
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """One grant that wants a serial, and the buckets its request is paid from."""
+    """One grant that wants a serial, and the buckets its request is paid from.
+
+    Attributes:
+        queue: how long it may wait for an operator, where it has to; `events` are told when it begins to.
+    """
 
     grant: Grant
     serial: Serial
     payment: tuple[Bucket, ...] = ()
+    queue: Queue = DEFAULT_QUEUE
+    events: tuple[Event, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +91,12 @@ def fingerprint(grant: Grant) -> str:
 # --- reserve --------------------------------------------------------------------------------------------------------
 
 
-def reserve(tx: Transaction, claim: Claim) -> Reservation | Issued:
-    """Write a serial down for a grant, or find the certificate that already answers it."""
+def reserve(tx: Transaction, claim: Claim) -> Reservation | Issued | AwaitingApproval:
+    """Write a serial down for a grant, or find the certificate that already answers it.
+
+    Returns:
+        or that it waits for an operator: returned, not raised, so that the entry is committed.
+    """
     buckets.pay(tx, claim.payment)
     grant = claim.grant
     same = fingerprint(grant)
@@ -93,9 +109,17 @@ def reserve(tx: Transaction, claim: Claim) -> Reservation | Issued:
     if known.station is not None and grant.holder == "device":
         raise NotAuthorized(f"the name {grant.device} is kept for a part of the site", code="name-taken")
     _keep_names_apart(grant, known.profiles)
-    _claim_key(tx.connection, grant, known)
-    if grant.credential is not None:
-        _charge(tx, grant.credential, same, again=bool(known.key_certified))
+    _check_key(tx.connection, grant, known)
+    said = pending.state(tx, same) if grant.approval else None
+    if grant.credential is not None and said is None:
+        uses.charge(tx, grant.credential, same, again=bool(known.key_certified))
+    if grant.approval and said != PendingState.APPROVED:
+        if said is None:
+            pending.add(tx, grant, same, claim.queue, claim.events)
+            audit.append(tx, audit.Fact(grant.requester, "queue", "ok", _request_detail(grant)))
+        return pending.waits(claim.queue)
+    if known.key_device is None:
+        _INSERT_KEY.run(tx.connection, spki_sha256=grant.csr.spki_sha256, device=grant.device, certified=False)
     _RESERVE.run(
         tx.connection,
         serial=claim.serial,
@@ -155,15 +179,15 @@ def _keep_names_apart(grant: Grant, profiles: str | None) -> None:
             raise NotAuthorized(f"the name {grant.device} belongs to the profile {profile}", code="name-taken")
 
 
-def _claim_key(connection: Connection, grant: Grant, known: Any) -> None:  # noqa: ANN401 - a row of _KNOWN
+def _check_key(connection: Connection, grant: Grant, known: Any) -> None:  # noqa: ANN401 - a row of _KNOWN
     if known.key_device is None:
-        _INSERT_KEY.run(connection, spki_sha256=grant.csr.spki_sha256, device=grant.device, certified=False)
-    elif known.key_device != grant.device:
+        return
+    if known.key_device != grant.device:
         raise KeyReused(
             "this key belongs to another device",
             advice="make a new key on the device; two devices with one key usually share a flash image",
         )
-    elif known.key_certified:
+    if known.key_certified:
         _require_reusable(connection, grant)
 
 
@@ -173,42 +197,6 @@ def _require_reusable(connection: Connection, grant: Grant) -> None:
         raise KeyReused("this key was certified before", advice="make a new key for every certificate")
     if key_compromised(connection, grant.device, grant.csr.spki_sha256):
         raise KeyReused("this key was revoked as compromised", advice="make a new key on the device")
-
-
-_CREDENTIAL_ID = Prepared(
-    select(credential.c.id).where(
-        credential.c.name == bindparam("spender"),
-        or_(credential.c.expires_at.is_(None), credential.c.expires_at > bindparam("now")),
-    )
-)
-_USED = Prepared(
-    select(credential_use.c.at).where(
-        credential_use.c.credential_id == bindparam("id"), credential_use.c.fingerprint == bindparam("same")
-    )
-)
-_SPEND = Prepared(
-    update(credential)
-    .where(
-        credential.c.id == bindparam("spender"),
-        or_(credential.c.uses.is_(None), credential.c.spent < credential.c.uses),
-    )
-    .values(spent=credential.c.spent + 1, last_use_at=bindparam("now", type_=credential.c.last_use_at.type))
-)
-_USE = Prepared(insert(credential_use), ("credential_id", "fingerprint", "at"))
-
-
-def _charge(tx: Transaction, name: str, same: str, *, again: bool) -> None:
-    """Spend a use, unless this request has paid for one; `again` when a certificate came of that already."""
-    found = _CREDENTIAL_ID.one(tx.connection, spender=name, now=tx.now)
-    if found is None:
-        raise BadCredentials
-    used = _USED.one(tx.connection, id=found.id, same=same) is not None
-    if used and not again:
-        return
-    if _SPEND.run(tx.connection, spender=found.id, now=tx.now) != 1:
-        raise BadCredentials
-    if not used:
-        _USE.run(tx.connection, credential_id=found.id, fingerprint=same, at=tx.now)
 
 
 # --- record ---------------------------------------------------------------------------------------------------------
@@ -261,6 +249,8 @@ def record(tx: Transaction, signed: Signed) -> Issued | KeyReused | NotAuthorize
         return repeated
     try:
         _look_again(tx.connection, grant, row)
+        if grant.approval:
+            pending.take(tx, row.fingerprint, grant.credential)
     except (KeyReused, NotAuthorized) as problem:
         mark_void(tx, reserved.serial, grant.device, str(problem))
         return problem

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Table, bindparam, delete, insert, or_, select
+from sqlalchemy import Connection, Table, and_, bindparam, delete, exists, insert, or_, select
 
 from estserver.errors import NotFound, StateError
 from estserver.inventory import audit
 from estserver.inventory.prepared import Prepared
-from estserver.inventory.schema import anchor, credential, credential_use, station
+from estserver.inventory.schema import anchor, credential, credential_use, pending, station
 from estserver.inventory.transaction import Transaction
 from estserver.model import Der
 from estserver.records import SPENT_CREDENTIAL_GRACE, AnchorRecord, CredentialRecord, StationRecord
@@ -61,11 +61,16 @@ def credential_named(connection: Connection, name: str) -> CredentialRecord | No
 _AUTHENTICABLE = Prepared(
     select(credential).where(
         credential.c.name == bindparam("named"),
-        or_(credential.c.expires_at.is_(None), credential.c.expires_at > bindparam("now")),
         or_(
-            credential.c.uses.is_(None),
-            credential.c.spent < credential.c.uses,
-            credential.c.last_use_at > bindparam("retry_from"),
+            and_(
+                or_(credential.c.expires_at.is_(None), credential.c.expires_at > bindparam("now")),
+                or_(
+                    credential.c.uses.is_(None),
+                    credential.c.spent < credential.c.uses,
+                    credential.c.last_use_at > bindparam("retry_from"),
+                ),
+            ),
+            exists().where(pending.c.credential == credential.c.name, pending.c.expires_at > bindparam("now")),
         ),
     )
 )
@@ -74,6 +79,7 @@ _AUTHENTICABLE = Prepared(
 def authenticable(connection: Connection, name: str, now: datetime) -> CredentialRecord | None:
     """Find a credential that may authenticate: not expired, and not spent, or spent so lately that this is a retry.
 
+    One that paid for a request which waits for an operator, or was decided on, authenticates for as long as that does.
     Whether a spent one pays for this very request is decided when it is reserved.
     """
     row = _AUTHENTICABLE.one(connection, named=name, now=now, retry_from=now - SPENT_CREDENTIAL_GRACE)

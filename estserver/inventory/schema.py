@@ -34,7 +34,7 @@ from sqlalchemy import (
 
 from estserver.model import GeneralName, NameAttribute, Serial
 
-SCHEMA_VERSIONS = ("0001", "0002")
+SCHEMA_VERSIONS = ("0001", "0002", "0003")
 """Every revision this code can migrate from; the last is the one it works with."""
 
 
@@ -44,6 +44,14 @@ class ReservationState(StrEnum):
     OPEN = "open"
     RECORDED = "recorded"
     VOID = "void"
+
+
+class PendingState(StrEnum):
+    """What an operator has said to a request so far."""
+
+    WAITING = "waiting"
+    APPROVED = "approved"
+    DENIED = "denied"
 
 
 class Instant(TypeDecorator[datetime]):
@@ -219,6 +227,34 @@ device_certificate = Table(
     Column("profile", String(64), primary_key=True),
     Column("certificate_id", Id, ForeignKey("certificate.id"), nullable=False),
 )
+
+pending = Table(
+    "pending",
+    metadata,
+    Column("id", Id, primary_key=True),
+    Column("fingerprint", String(64), nullable=False, unique=True),
+    Column("state", String(8), nullable=False),
+    Column("requester", Text, nullable=False),
+    Column("credential", String(64), index=True),
+    Column("device", String(64), nullable=False, index=True),
+    Column("operation", String(32), nullable=False),
+    Column("label", String(64), nullable=False),
+    Column("profile", String(64), nullable=False),
+    Column("spki_sha256", String(64), nullable=False),
+    Column("key_name", String(32), nullable=False),
+    Column("subject", Subject, nullable=False),
+    Column("san", AlternativeNames, nullable=False),
+    Column("predecessor", SerialHex),
+    Column("csr_der", LargeBinary, nullable=False),
+    Column("peer_address", Text, nullable=False),
+    Column("asked_at", Instant, nullable=False),
+    Column("expires_at", Instant, nullable=False, index=True),
+    Column("decided_at", Instant),
+    Column("decided_by", Text),
+    Column("reason", Text),
+    sqlite_autoincrement=True,
+)
+"""Requests that an operator decides on; a number is never used again, lest somebody approve what took its place."""
 
 # --- who may ask ----------------------------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ from datetime import datetime
 from sqlalchemy import Connection, and_, bindparam, delete, exists, select, update
 
 from estserver.inventory import audit, counters
-from estserver.inventory.schema import IS_OPEN, ReservationState, credential, credential_use, reservation
+from estserver.inventory.schema import IS_OPEN, ReservationState, credential, credential_use, pending, reservation
 from estserver.inventory.transaction import Transaction
 from estserver.model import DeviceId, Reservation, Serial
 
@@ -52,6 +52,7 @@ _PAID_IN_VAIN = select(credential_use.c.credential_id, credential_use.c.fingerpr
     ~exists().where(
         reservation.c.fingerprint == credential_use.c.fingerprint, reservation.c.state != ReservationState.VOID
     ),
+    ~exists().where(pending.c.fingerprint == credential_use.c.fingerprint),
 )
 """The use of a credential by a request of which nothing came, and nothing can come any more."""
 

@@ -102,5 +102,5 @@ class Wire:
 
     def _count(self, operation: str, label: str, status: int, reason: str | None) -> None:
         self.tally.add((REQUESTS, operation, label, str(status)))
-        if reason is not None:
+        if reason is not None and status >= 400:
             self.tally.add((REFUSALS, reason))

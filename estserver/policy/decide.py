@@ -138,7 +138,9 @@ def _identity(profile: Profile, ask: Ask, device: DeviceId | None) -> Iterator[V
     if device is None:
         where = " or ".join(profile.device_id)
         yield Violation(f"the subject must carry one device id (lower case, at most 64 characters) as {where}")
-    elif not names.any_device(identity.devices, device):
+    elif not all(
+        names.any_device(allowed, device) for allowed in (identity.devices, identity.within) if allowed is not None
+    ):
         yield Violation(f"{identity} may not name the device {device}", authority=True)
     if own is not None and device == own.device and own.profile != profile.name:
         yield Violation(f"a certificate of profile {own.profile} does not open profile {profile.name}", authority=True)
@@ -273,7 +275,7 @@ def _grant(profile: Profile, ask: Ask, device: DeviceId) -> Grant:
         label=ask.label,
         profile=profile.name,
         requester=str(ask.identity),
-        credential=ask.identity.name if ask.identity.kind is IdentityKind.CREDENTIAL else None,
+        credential=ask.identity.name if ask.identity.kind is IdentityKind.CREDENTIAL else ask.identity.credential,
         device=device,
         csr=csr,
         subject=csr.subject,
@@ -289,6 +291,7 @@ def _grant(profile: Profile, ask: Ask, device: DeviceId) -> Grant:
         holder=profile.holder,
         apart_from=ask.apart_from,
         request_id=ask.request_id,
+        approval=profile.approval == "required",
     )
 
 

@@ -118,6 +118,7 @@ class Profile(_Section):
             for good: a device never gets the name of a station, a broker or the announcer, nor they a device's.
         device_id: which subject attribute carries the device id; the first that is there counts.
         requesters: how somebody must have been recognised to ask for this profile.
+        approval: `required` has an operator decide on every request, renewals included.
         preferred_key: what `/csrattrs` suggests when several key types are allowed.
     """
 
@@ -126,6 +127,7 @@ class Profile(_Section):
     holder: Literal["device", "site"] = "device"
     device_id: tuple[SubjectAttribute, ...] = ("common_name", "serial_number")
     requesters: tuple[IdentityKind, ...]
+    approval: Literal["none", "required"] = "none"
     preferred_key: KeyType | None = None
     allowed: Annotated[Allowed, AfterValidator(_known_names)]
     constraints: Constraints

@@ -85,6 +85,8 @@ def explain(profile: Profile) -> Iterator[str]:
     rules, allowed = profile.certificate, profile.allowed
     yield f"{profile.name}: {profile.description}"
     yield f"  given to      {', '.join(profile.requesters)}"
+    if profile.approval == "required":
+        yield "  approval      an operator decides on every request (estserver pending)"
     yield f"  names         of a {profile.holder}"
     yield f"  device id     in the subject as {' or '.join(profile.device_id)}"
     for where, entries in (("subject", allowed.subject), ("SAN", allowed.san)):

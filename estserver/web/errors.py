@@ -17,6 +17,7 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed, RequestEntityTo
 
 from estserver.errors import (
     AuthenticationError,
+    AwaitingApproval,
     CapacityError,
     EstError,
     InternalError,
@@ -42,6 +43,7 @@ class WrongMediaType(RequestError):
 
 
 STATUS: tuple[tuple[type[EstError], int], ...] = (
+    (AwaitingApproval, 202),
     (WrongMediaType, 415),
     (NotOffered, 501),
     (RequestError, 400),
@@ -97,7 +99,7 @@ def answer_to(error: EstError, environ: WSGIEnvironment, realm: str) -> Response
         return _text("the server failed to do this; nothing was issued", 500)
     lines = [*error.reasons, *([error.advice] if error.advice else [])]
     response = _text("\n".join(lines), status)
-    if error.retry_after is not None or status == 503:
+    if error.retry_after is not None or status in (202, 503):  # RFC 7030 §4.2.3: a 202 always says when
         seconds = RETRY_SECONDS if error.retry_after is None else max(1, round(error.retry_after.total_seconds()))
         response.headers["Retry-After"] = str(seconds)
     return response

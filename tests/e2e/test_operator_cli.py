@@ -26,6 +26,7 @@ from cryptography.x509.oid import NameOID
 
 from estserver.cli import main
 from estserver.cli.revoke import revoke
+from estserver.errors import AwaitingApproval
 from estserver.identity.credentials import CredentialVerifier
 from estserver.inventory import REASONS, Inventory
 from estserver.model import Der, Serial
@@ -304,6 +305,37 @@ def test_certificates_are_listed_page_by_page_shown_and_exported(operator: Opera
     assert [row["device"] for row in exported[1:]] == ["sn-1", "sn-2", "sn-3", "sn-4"]
 
 
+def test_what_waits_is_listed_shown_and_decided_on(operator: Operator) -> None:
+    with operator.inventory() as inventory:
+        for number in range(1, 4):
+            grant = grant_for(f"sn-{number}", approval=True, requester="station:line-1")
+            real = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
+            der = Der(real.sign(ec.generate_private_key(ec.SECP256R1()), hashes.SHA256()).public_bytes(Encoding.DER))
+            with pytest.raises(AwaitingApproval):
+                inventory.reserve(replace(grant, csr=replace(grant.csr, der=der)), Serial(number), TODAY)
+    first = operator("pending", "list", "--limit", "1", "--json")
+    assert [row["device"] for row in first.json] == ["sn-1"]
+    assert "--after 1" in first.err
+    rest = operator("pending", "list", "--after", "1", "--state", "waiting", "--json").json
+    assert [(row["id"], row["state"]) for row in rest] == [(2, "waiting"), (3, "waiting")]
+    shown = operator("pending", "show", "2", "--json").json
+    assert (shown["subject"], shown["san"]) == ("common_name=sn-2", ["dns:sn-2.example"])
+    assert x509.load_pem_x509_csr(operator("pending", "show", "2", "--csr").out.encode()).is_signature_valid
+    approved = operator("pending", "approve", "1", "2", "--json").json
+    assert [(row["state"], row["decided_by"].split(":")[0]) for row in approved] == [("approved", "operator")] * 2
+    (denied,) = operator("pending", "deny", "3", "--reason", "not ours", "--json").json
+    assert (denied["state"], denied["reason"]) == ("denied", "not ours")
+    assert operator("pending", "list", "--device", "sn-3").out.splitlines()[1].split()[1] == "denied"
+    again = operator("pending", "approve", "1")
+    assert (again.code, again.out) == (5, "")
+    assert "approved already" in again.err
+    assert operator("pending", "approve", "9").code == operator("pending", "show", "9").code == 5
+    for wrong in (("approve",), ("deny", "3", "--reason", "two\nlines"), ("show", "x"), ("deny", "0")):
+        assert operator("pending", *wrong).code == 2
+    lines = operator("audit", "export").out.splitlines()
+    assert [json.loads(line)["action"] for line in lines[-3:]] == ["approve", "approve", "deny"]
+
+
 def test_a_revocation_is_final_told_and_audited(operator: Operator) -> None:
     with operator.inventory() as inventory:
         issue(inventory, "sn-1", 0xAB01)
@@ -356,7 +388,7 @@ def test_the_program_prints_data_on_stdout_and_everything_else_on_stderr(operato
     assert "Traceback" not in taken.err
 
 
-@pytest.mark.parametrize("command", ["credential", "trust", "station", "revoke", "inventory", "audit"])
+@pytest.mark.parametrize("command", ["credential", "trust", "station", "revoke", "inventory", "pending", "audit"])
 def test_every_command_explains_itself_with_an_example(founded: Path, command: str) -> None:
     helped = Operator(founded)(command, "--help")
     assert helped.code == 0
@@ -364,6 +396,7 @@ def test_every_command_explains_itself_with_an_example(founded: Path, command: s
         "revoke": [()],
         "audit": [("verify",), ("export",)],
         "inventory": [("list",), ("show",), ("export",)],
+        "pending": [("list",), ("show",), ("approve",), ("deny",)],
     }
     for sub in subcommands.get(command, [("add",), ("list",), ("remove",)])[:1]:
         assert f"estserver {command}" in Operator(founded)(command, *sub, "--help").out

@@ -316,6 +316,29 @@ def test_a_credential_decides_alone_and_for_its_label(known: Known, chosen: bool
         assert str(refused.value) == "the credential is unknown, wrong, expired, spent, or not for this label"
 
 
+def test_s_a02_where_both_are_wanted_the_certificate_says_who_and_the_credential_what_besides(known: Known) -> None:
+    known.credentials["line"] = record("line", b"good")
+    holder, office = ours(), authenticator(known)
+    kept = enrolled(known, holder)
+    good, bad = BasicCredentials("line", b"good"), BasicCredentials("line", b"bad")
+    who = office.identify(peer(holder), good, "factory", NOW, both=True)
+    assert (who.kind, who.name, who.certificate) == (IdentityKind.CERTIFICATE, "sn-1", kept)
+    assert (who.devices, who.within, who.names) == (("sn-1",), ("sn-*",), ("dns:*.example",))
+    assert (who.labels, who.credential) == (("factory",), "line")
+    assert str(who) == "certificate:sn-1+credential:line"
+    nobody, stranger = Peer("192.0.2.1"), peer(Maker("Strangers", not_before=OLD).idevid("1", not_before=OLD))
+    for offered, secret, error in [
+        (nobody, None, NotAuthenticated),
+        (peer(holder), None, NotAuthenticated),
+        (peer(holder), bad, BadCredentials),
+        (nobody, bad, BadCredentials),
+        (nobody, good, NotAuthorized),
+        (stranger, good, NotAuthorized),
+    ]:
+        with pytest.raises(error):
+            office.identify(offered, secret, "factory", NOW, both=True)
+
+
 def test_peers_a_chosen_secret_pays_for_its_slow_hash_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """A slow hash on every request costs UCM six times the rest of the enrolment."""
     verifier, kept, calls = CredentialVerifier(PEPPER), record("line", b"chosen", chosen=True), []

@@ -10,12 +10,12 @@ from alembic.config import Config
 from sqlalchemy import URL, create_engine, inspect
 
 import estserver.inventory
-from estserver.errors import ConfigError, RateLimited
+from estserver.errors import AwaitingApproval, ConfigError, RateLimited
 from estserver.inventory import Inventory
 from estserver.inventory.database import Database
 from estserver.inventory.schema import SCHEMA_VERSIONS
 from estserver.limits import Bucket, Limits
-from estserver.model import Refusal
+from estserver.model import Refusal, Serial
 from estserver.records import StationRecord
 from tests.inventory_support import NOW, credential_record, enroll, event, grant_for, new_inventory, reserve
 
@@ -78,6 +78,9 @@ def test_everything_in_an_earlier_database_is_there_after(tmp_path: Path, versio
         assert told(inventory) == before
         assert [left.serial for left in inventory.leftovers_void(NOW)] == [2]
         enroll(inventory, grant_for("sn-3"), 3)
+        with pytest.raises(AwaitingApproval):
+            inventory.reserve(grant_for("sn-4", approval=True), Serial(4), NOW)
+        assert [entry.device for entry in inventory.pending.page(NOW)] == ["sn-4"]
         bucket = Bucket("device_rate", "certificate:sn-1", Limits().device_rate)
         for _ in range(bucket.rate.count):
             inventory.refuse(REFUSAL, NOW, payment=[bucket])

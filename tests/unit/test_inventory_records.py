@@ -108,6 +108,10 @@ def test_filters_narrow_the_page(inventory: Inventory) -> None:
         ("SELECT * FROM certificate WHERE sha256 = ?", "ix_certificate_sha256"),
         ("SELECT * FROM reservation WHERE server_id = ? AND state = 'open'", "ix_reservation_open"),
         ("SELECT * FROM reservation WHERE fingerprint = ?", "ix_reservation_fingerprint"),
+        ("SELECT * FROM pending WHERE fingerprint = ? AND expires_at > ?", "sqlite_autoindex_pending_1"),
+        ("SELECT * FROM pending WHERE credential = ? AND expires_at > ?", "ix_pending_credential"),
+        ("SELECT * FROM pending WHERE expires_at > ? AND id > ? ORDER BY id LIMIT 9", "INTEGER PRIMARY KEY"),
+        ("DELETE FROM pending WHERE expires_at <= ?", "ix_pending_expires_at"),
         ("SELECT * FROM outbox WHERE server_id = ? AND done_at IS NULL ORDER BY id LIMIT 9", "ix_outbox_pending"),
     ],
 )

@@ -22,6 +22,7 @@ from tests.mqtt_pki import CLIENT, Pki
         ("org.estline.certificate.renewed.v1", "ca/line2/evt/renewed", False),
         ("org.estline.certificate.revoked.v1", "ca/line2/evt/revoked", False),
         ("org.estline.certificate.key-reused.v1", "ca/line2/evt/key-reused", False),
+        ("org.estline.certificate.pending.v1", "ca/line2/evt/pending", False),
     ],
 )
 def test_the_servers_events_are_believed(tmp_path, now, kind, topic, retain):

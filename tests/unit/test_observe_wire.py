@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import socket
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -82,6 +83,15 @@ def test_a_request_is_a_line_and_numbers(wire: Wire, told: Callable[[], Any]) ->
     assert found["estserver_requests_total", "(default)", "simpleenroll", "200"] == 1
     assert found["estserver_requests_total", "(unknown)", "(unknown)", "404"] == 1
     assert found["estserver_refusals_total", "no-such-operation"] == 1
+
+
+def test_a_request_that_waits_is_told_why_and_counted_as_no_refusal(wire: Wire, told: Callable[[], Any]) -> None:
+    wire.exchange(replace(ENROLLED, status=202, reason="awaiting-approval"))
+    ((_, line),) = told()
+    assert (line["status"], line["reason"]) == (202, "awaiting-approval")
+    found = scraped(wire)
+    assert found["estserver_requests_total", "(default)", "simpleenroll", "202"] == 1
+    assert not any("awaiting-approval" in name for name in found)
 
 
 def test_what_a_client_made_up_makes_no_time_series(wire: Wire) -> None:

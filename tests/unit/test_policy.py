@@ -208,6 +208,20 @@ def test_every_shipped_profile_grants_its_plain_request_and_explains_itself(name
     assert parse_csrattrs(csr_attributes(profile, binding_required=False)).subject is not None
 
 
+def test_a_profile_that_asks_for_approval_says_so_in_its_grants_and_to_a_person() -> None:
+    careful = DEVICE.model_copy(update={"approval": "required"})
+    assert decide(careful, ask(asked())).approval
+    assert not decide(DEVICE, ask(asked())).approval
+    assert any("estserver pending" in line for line in explain(careful))
+    assert not any("approval" in line for line in explain(DEVICE))
+
+
+@pytest.mark.parametrize(("within", "allowed"), [(None, True), (("sn-*",), True), (("gw-*",), False), ((), False)])
+def test_s_a02_what_came_besides_has_to_fit_too(within: tuple[str, ...] | None, allowed: bool) -> None:
+    who = replace(WHO, credential="besides", within=within)
+    assert (granted(DEVICE, ask(asked(), who)) is not None) is allowed
+
+
 def renewal(csr: Csr, record: CertificateRecord) -> Ask:
     own = Identity(IdentityKind.CERTIFICATE, record.device, (record.device,), labels=("",), certificate=record)
     return ask(csr, own, operation=Operation.SIMPLEREENROLL, previous=record)

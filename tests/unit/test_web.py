@@ -73,6 +73,8 @@ def test_every_error_has_a_status_and_answers_in_text(
         (errors.KeyReused, 403),
         (errors.UnknownLabel, 404),
         (errors.NotFound, 404),
+        (errors.AwaitingApproval, 202),
+        (errors.QueueFull, 503),
         (errors.StorageUnavailable, 503),
         (errors.InternalError, 500),
         (errors.ConfigError, 500),
@@ -86,6 +88,7 @@ def test_the_table(kind: type[EstError], status: int) -> None:
 @pytest.mark.parametrize(
     ("error", "seconds"),
     [
+        (errors.AwaitingApproval("wait"), "5"),
         (StorageUnavailable("full"), "5"),
         (CapacityError("busy", retry_after=timedelta(minutes=2)), "120"),
         (CapacityError("busy", retry_after=timedelta(milliseconds=1)), "1"),
