@@ -16,7 +16,7 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from estserver import csr
+from estserver import csr, weak_keys
 from estserver.ca import IssuingCa
 from estserver.config import CaSection, LabelSection, Settings
 from estserver.enroll import Door, Enrollment
@@ -74,13 +74,27 @@ def enrollment_of(
         random=random,
         site_names=site_names,
         limits=limits_of(settings),
-        bounds=csr.Bounds(settings.limits.names_max, settings.limits.name_max_chars),
+        bounds=bounds_of(settings),
     )
 
 
 def limits_of(settings: Settings) -> Limits:
     """Return how often one may ask; each limit has the name of its setting."""
     return Limits(**{field.name: getattr(settings.limits, field.name) for field in fields(Limits)})
+
+
+def bounds_of(settings: Settings) -> csr.Bounds:
+    """Return what no request may go beyond; the block list is read.
+
+    Raises:
+        ConfigError: the block list cannot be read, or lines of it are wrong.
+    """
+    blocked = frozenset[str]()
+    if settings.keys.blocked is not None:
+        path = settings.path(settings.keys.blocked)
+        octets = read_bytes(path, weak_keys.BLOCKED_MAX_BYTES)
+        blocked = weak_keys.parse_block_list(octets.decode("utf-8", "replace"), source=path)
+    return csr.Bounds(settings.limits.names_max, settings.limits.name_max_chars, blocked)
 
 
 def _door(
@@ -142,13 +156,17 @@ def load_certificates(path: Path) -> list[Der]:
     return [Der(certificate.public_bytes(Encoding.DER)) for certificate in parsed]
 
 
-def read_bytes(path: Path) -> bytes:
-    """Read a small file of the home.
+def read_bytes(path: Path, most: int = 1 << 20) -> bytes:
+    """Read a file of the home.
 
     Raises:
-        ConfigError: it cannot be read.
+        ConfigError: it cannot be read, or has more than `most` octets.
     """
     try:
-        return path.read_bytes()
+        with path.open("rb") as file:
+            octets = file.read(most + 1)
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
+    if len(octets) > most:
+        raise ConfigError(f"{path} is larger than {most} octets")
+    return octets

@@ -148,6 +148,12 @@ class LimitsSection(_Section):
     name_max_chars: int = Field(default=DEFAULT_BOUNDS.name_max_chars, ge=64, le=4096)
 
 
+class KeysSection(_Section):
+    """`[keys]`: which keys are taken from nobody."""
+
+    blocked: Path | None = Field(default=None, description="a file of SHA-256 hashes of SubjectPublicKeyInfos")
+
+
 class MqttSection(_Section):
     """`[mqtt]`: where certificates are announced; without a broker nothing is."""
 
@@ -201,6 +207,7 @@ class Settings(_Section):
     labels: dict[str, LabelSection] = Field(default_factory=dict)
     server: ServerSection = ServerSection()
     limits: LimitsSection = LimitsSection()
+    keys: KeysSection = KeysSection()
     tls: TlsSection = TlsSection()
     cas: dict[Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9_-]{0,62}[a-z0-9])?$")], CaSection] = Field(min_length=1)
     storage: StorageSection = StorageSection()

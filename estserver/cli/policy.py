@@ -8,7 +8,7 @@ import click
 
 from estserver import csr as requests
 from estserver.asn1 import decode_body
-from estserver.assembly import PROFILES, load_profiles
+from estserver.assembly import PROFILES, bounds_of, load_profiles
 from estserver.cli.common import Exit, emit, home_option, json_option, now, read_file
 from estserver.config import load_settings
 from estserver.errors import NotFound, Refused, RequestError
@@ -56,7 +56,7 @@ def test(csr: Path, profile: str, home: Path, as_json: bool) -> None:
         raise NotFound(f"there is no profile {profile!r}", advice=f"there are: {', '.join(profiles)}")
     reasons: tuple[str, ...] = ()
     try:
-        request = requests.parse(_der(read_file(csr)))
+        request = requests.parse(_der(read_file(csr)), bounds_of(load_settings(home)))
         _try(profiles[profile], request)
     except (RequestError, Refused) as error:
         reasons = error.reasons
