@@ -9,7 +9,7 @@ Rules:
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from datetime import datetime
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from estserver import csr, weak_keys
 from estserver.ca import IssuingCa
-from estserver.config import CaSection, LabelSection, Settings
+from estserver.config import CaSection, LabelSection, Settings, explain_syntax
 from estserver.enroll import Door, Enrollment
 from estserver.errors import ConfigError
 from estserver.identity import Anchor, AnchorSet, Authenticator, CredentialVerifier
@@ -30,6 +30,34 @@ from estserver.policy import Profile, parse_profile
 
 PROFILES = Path("profiles")
 PEPPER = Path("private/credential.key")
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What may be had, as the files of a home said at one moment: a worker that begins later begins with the same."""
+
+    profiles: Mapping[str, Profile]
+    bounds: csr.Bounds
+
+
+def rules_of(settings: Settings) -> Rules:
+    """Read profiles and block list.
+
+    Raises:
+        ConfigError: with the problems of all of them.
+    """
+    profiles, bounds, problems = dict[str, Profile](), csr.DEFAULT_BOUNDS, list[str]()
+    try:
+        profiles = load_profiles(settings.path(PROFILES))
+    except ConfigError as error:
+        problems += error.reasons
+    try:
+        bounds = bounds_of(settings)
+    except ConfigError as error:
+        problems += error.reasons
+    if problems:
+        raise ConfigError(*problems, advice="mend what the lines name and try again")
+    return Rules(profiles, bounds)
 
 
 def inventory_of(settings: Settings) -> Inventory:
@@ -48,16 +76,20 @@ def enrollment_of(
     *,
     clock: Callable[[], datetime],
     random: Callable[[int], bytes],
+    rules: Rules | None = None,
 ) -> Enrollment:
     """Assemble the enrolment path of a home.
+
+    Args:
+        rules: those that were read before; by default they are read.
 
     Raises:
         ConfigError: a file is missing or wrong, or a label names what does not exist.
     """
-    profiles = load_profiles(settings.path(PROFILES))
+    rules = rules or rules_of(settings)
     cas = {name: load_ca(settings, section) for name, section in settings.cas.items()}
     labels = {"": settings.default_label, **settings.labels}
-    doors = {label: _door(label, section, profiles, cas) for label, section in labels.items()}
+    doors = {label: _door(label, section, rules.profiles, cas) for label, section in labels.items()}
     own = cas[settings.default_label.ca]
     authenticator = Authenticator(
         inventory,
@@ -74,7 +106,7 @@ def enrollment_of(
         random=random,
         site_names=site_names,
         limits=limits_of(settings),
-        bounds=bounds_of(settings),
+        bounds=rules.bounds,
     )
 
 
@@ -116,18 +148,16 @@ def load_profiles(directory: Path) -> dict[str, Profile]:
     """Read every profile of a directory.
 
     Raises:
-        ConfigError: with the problems of all of them.
+        ConfigError: with the problems of all of them, each with its file and line.
     """
     profiles, problems = {}, list[str]()
-    try:
-        paths = sorted(directory.glob("*.toml"))
-        for path in paths:
-            try:
-                profiles[path.stem] = parse_profile(path.stem, path.read_text("utf-8"), source=path)
-            except ConfigError as error:
-                problems += error.reasons
-    except (OSError, UnicodeDecodeError) as error:
-        problems.append(f"{directory} cannot be read: {error}")
+    for path in sorted(directory.glob("*.toml")):
+        try:
+            profiles[path.stem] = parse_profile(path.stem, read_bytes(path).decode(), source=path)
+        except ConfigError as error:
+            problems += error.reasons
+        except UnicodeDecodeError as error:
+            problems.append(explain_syntax(path, error))
     if problems or not profiles:
         raise ConfigError(*(problems or [f"there is no profile in {directory}"]))
     return profiles

@@ -1,7 +1,7 @@
 """`estserver.toml` → one frozen, validated `Settings`.
 
 Rules:
-- Unknown keys are errors, and every problem is reported at once, with the path of the key.
+- Unknown keys are errors, and every problem is reported at once, with its line and the path of the key.
 - Paths in the file are relative to the home directory that holds it.
 - Nothing secret stands in the file: keys and passphrases are files of their own.
 - Durations are text with a unit: `90s`, `15m`, `8h`, `30d`. Rates are a number and a duration: `600/1m`.
@@ -30,6 +30,7 @@ from pydantic import (
 from estserver.csr import DEFAULT_BOUNDS
 from estserver.errors import ConfigError
 from estserver.limits import COUNT_MAX, DEFAULT_LIMITS, PERIOD_MAX, PERIOD_MIN, Rate
+from estserver.toml_lines import key_lines, line_of
 
 CONFIG_NAME = "estserver.toml"
 RESERVED_LABELS = frozenset({
@@ -242,22 +243,37 @@ def load_settings(home: Path) -> Settings:
     """
     path = home / CONFIG_NAME
     try:
-        values = tomllib.loads(path.read_bytes().decode())
+        text = path.read_bytes().decode()
+        return Settings.model_validate({**tomllib.loads(text), "home": home})
     except FileNotFoundError:
         raise ConfigError(f"{path} does not exist", advice=f"make a PKI home with: estserver init {home}") from None
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not TOML: {error}") from None
-    try:
-        return Settings.model_validate({**values, "home": home})
+        raise ConfigError(explain_syntax(path, error)) from None
     except ValidationError as error:
-        raise ConfigError(*explain_validation(path, error), advice="mend the file and run the command again") from None
+        reasons = explain_validation(path, error, text)
+        raise ConfigError(*reasons, advice="mend the file and run the command again") from None
 
 
-def explain_validation(path: Path, error: ValidationError) -> list[str]:
-    """Return one line for every problem pydantic found: file, key, what is wrong."""
-    return [
-        f"{path}: {'.'.join(map(str, item['loc'])) or 'file'}: {item['msg'].removeprefix('Value error, ')}"
-        for item in error.errors(include_url=False, include_context=False, include_input=False)
-    ]
+def explain_syntax(path: Path, error: tomllib.TOMLDecodeError | UnicodeDecodeError) -> str:
+    """Say that a file is not TOML, where, and why."""
+    if isinstance(error, UnicodeDecodeError):
+        return f"{path}:{error.object[: error.start].count(10) + 1}: not TOML: not UTF-8"
+    reason, _, place = str(error).rpartition(" (at ")
+    line = re.match(r"line ([0-9]+)", place)
+    return f"{path}:{line[1]}: not TOML: {reason}" if line else f"{path}: not TOML: {reason} at its end"
+
+
+def explain_validation(path: Path, error: ValidationError, text: str) -> list[str]:
+    """Return one line for every problem pydantic found: file, line, key, what is wrong.
+
+    A check of several keys begins its text with the one that it is about.
+    """
+    lines, problems = key_lines(text), []
+    for item in error.errors(include_url=False, include_context=False, include_input=False):
+        reason = item["msg"].removeprefix("Value error, ")
+        at = tuple(part for part in item["loc"] if part != "[key]")
+        line = line_of(at or tuple(reason.split(" ", 1)[0].split(".")), lines)
+        problems.append((line, f"{path}:{line}: {'.'.join(map(str, at)) or 'file'}: {reason}"))
+    return [problem for _, problem in sorted(problems)]
