@@ -153,11 +153,12 @@ def load_profiles(directory: Path) -> dict[str, Profile]:
     profiles, problems = {}, list[str]()
     for path in sorted(directory.glob("*.toml")):
         try:
-            profiles[path.stem] = parse_profile(path.stem, read_bytes(path).decode(), source=path)
+            octets = read_bytes(path)
+            profiles[path.stem] = parse_profile(path.stem, octets.decode(), source=path)
         except ConfigError as error:
             problems += error.reasons
         except UnicodeDecodeError as error:
-            problems.append(explain_syntax(path, error))
+            problems.append(explain_syntax(path, error, octets))
     if problems or not profiles:
         raise ConfigError(*(problems or [f"there is no profile in {directory}"]))
     return profiles

@@ -243,26 +243,28 @@ def load_settings(home: Path) -> Settings:
     """
     path = home / CONFIG_NAME
     try:
-        text = path.read_bytes().decode()
-        return Settings.model_validate({**tomllib.loads(text), "home": home})
+        octets = path.read_bytes()
+        return Settings.model_validate({**tomllib.loads(octets.decode()), "home": home})
     except FileNotFoundError:
         raise ConfigError(f"{path} does not exist", advice=f"make a PKI home with: estserver init {home}") from None
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(explain_syntax(path, error)) from None
+        raise ConfigError(explain_syntax(path, error, octets)) from None
     except ValidationError as error:
-        reasons = explain_validation(path, error, text)
+        reasons = explain_validation(path, error, octets.decode())
         raise ConfigError(*reasons, advice="mend the file and run the command again") from None
 
 
-def explain_syntax(path: Path, error: tomllib.TOMLDecodeError | UnicodeDecodeError) -> str:
+def explain_syntax(path: Path, error: tomllib.TOMLDecodeError | UnicodeDecodeError, octets: bytes) -> str:
     """Say that a file is not TOML, where, and why."""
     if isinstance(error, UnicodeDecodeError):
-        return f"{path}:{error.object[: error.start].count(10) + 1}: not TOML: not UTF-8"
+        line = octets[: error.start].count(b"\n") + 1
+        return f"{path}:{line}: not TOML: not UTF-8"
     reason, _, place = str(error).rpartition(" (at ")
-    line = re.match(r"line ([0-9]+)", place)
-    return f"{path}:{line[1]}: not TOML: {reason}" if line else f"{path}: not TOML: {reason} at its end"
+    stated = re.match(r"line ([0-9]+)", place)
+    line = int(stated[1]) if stated else len(octets.splitlines())  # "at end of document"
+    return f"{path}:{line}: not TOML: {reason}"
 
 
 def explain_validation(path: Path, error: ValidationError, text: str) -> list[str]:

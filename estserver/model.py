@@ -210,6 +210,7 @@ class Grant:
         holder: whether the certificate is a device's or a part of the site's.
         apart_from: profiles of the other kind of holder; who has one of theirs may not have this one.
         peer_address, request_id: where the request came from and which it was, for the audit.
+        tolerated: what the profile would refuse by now, and the certificate being renewed has.
     """
 
     operation: Operation
@@ -232,6 +233,7 @@ class Grant:
     holder: Literal["device", "site"] = "device"
     apart_from: frozenset[str] = frozenset()
     request_id: str = ""
+    tolerated: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

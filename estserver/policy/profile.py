@@ -117,10 +117,12 @@ class Renewal(_Section):
     Attributes:
         key_reuse: `never`, or `same-device` for secure elements whose key cannot be made anew.
         may_change_algorithm: a renewal may bring a key of another kind.
+        at_par: what the certificate has, names and kind of key, it may keep, though the profile has become stricter.
     """
 
     key_reuse: Literal["never", "same-device"] = "never"
     may_change_algorithm: bool = True
+    at_par: bool = True
 
 
 class Profile(_Section):
@@ -164,6 +166,6 @@ def parse_profile(name: str, text: str, *, source: Path) -> Profile:
     try:
         return Profile.model_validate({**tomllib.loads(text), "name": name})
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError(explain_syntax(source, error)) from None
+        raise ConfigError(explain_syntax(source, error, text.encode())) from None
     except ValidationError as error:
         raise ConfigError(*explain_validation(source, error, text)) from None
