@@ -305,6 +305,12 @@ def test_every_reason_is_told_and_authority_decides_the_kind() -> None:
         decide(DEVICE, ask(asked(key=KEYS[3])))
 
 
+def test_q_09_a_wish_for_ml_dsa_has_no_values_and_is_read() -> None:
+    wishes = parse_csrattrs(csr_attributes(changed("constraints", key_types=("ML-DSA-65",)), binding_required=False))
+    assert wishes.key is not None
+    assert (wishes.key.algorithm, wishes.key.curve, wishes.key.bits) == ("2.16.840.1.101.3.4.3.18", None, None)
+
+
 def test_no_leaf_outlives_its_issuer() -> None:
     grant = decide(DEVICE, ask(asked(), issuer_not_after=NOW + timedelta(days=3)))
     assert grant.not_after == NOW + timedelta(days=3)
