@@ -9,17 +9,17 @@ Rules:
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from datetime import datetime
 from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from estserver import csr
+from estserver import csr, weak_keys
 from estserver.attempt import Door
 from estserver.ca import IssuingCa
-from estserver.config import CaSection, LabelSection, Settings
+from estserver.config import CaSection, LabelSection, Settings, explain_syntax
 from estserver.enroll import Enrollment
 from estserver.errors import ConfigError
 from estserver.identity import Anchor, AnchorSet, Authenticator, CredentialVerifier
@@ -33,6 +33,34 @@ from estserver.sealing import Generator
 
 PROFILES = Path("profiles")
 PEPPER = Path("private/credential.key")
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What may be had, as the files of a home said at one moment: a worker that begins later begins with the same."""
+
+    profiles: Mapping[str, Profile]
+    bounds: csr.Bounds
+
+
+def rules_of(settings: Settings) -> Rules:
+    """Read profiles and block list.
+
+    Raises:
+        ConfigError: with the problems of all of them.
+    """
+    profiles, bounds, problems = dict[str, Profile](), csr.DEFAULT_BOUNDS, list[str]()
+    try:
+        profiles = load_profiles(settings.path(PROFILES))
+    except ConfigError as error:
+        problems += error.reasons
+    try:
+        bounds = bounds_of(settings)
+    except ConfigError as error:
+        problems += error.reasons
+    if problems:
+        raise ConfigError(*problems, advice="mend what the lines name and try again")
+    return Rules(profiles, bounds)
 
 
 def inventory_of(settings: Settings) -> Inventory:
@@ -52,16 +80,20 @@ def enrollment_of(
     *,
     clock: Callable[[], datetime],
     random: Callable[[int], bytes],
+    rules: Rules | None = None,
 ) -> Enrollment:
     """Assemble the enrolment path of a home.
+
+    Args:
+        rules: those that were read before; by default they are read.
 
     Raises:
         ConfigError: a file is missing or wrong, or a label names what does not exist.
     """
-    profiles = load_profiles(settings.path(PROFILES))
+    rules = rules or rules_of(settings)
     cas = {name: load_ca(settings, section) for name, section in settings.cas.items()}
     labels = {"": settings.default_label, **settings.labels}
-    doors = {label: _door(settings, label, section, profiles, cas) for label, section in labels.items()}
+    doors = {label: _door(settings, label, section, rules.profiles, cas) for label, section in labels.items()}
     own = cas[settings.default_label.ca]
     authenticator = Authenticator(
         inventory,
@@ -78,13 +110,27 @@ def enrollment_of(
         random=random,
         site_names=site_names,
         limits=limits_of(settings),
-        bounds=csr.Bounds(settings.limits.names_max, settings.limits.name_max_chars),
+        bounds=rules.bounds,
     )
 
 
 def limits_of(settings: Settings) -> Limits:
     """Return how often one may ask; each limit has the name of its setting."""
     return Limits(**{field.name: getattr(settings.limits, field.name) for field in fields(Limits)})
+
+
+def bounds_of(settings: Settings) -> csr.Bounds:
+    """Return what no request may go beyond; the block list is read.
+
+    Raises:
+        ConfigError: the block list cannot be read, or lines of it are wrong.
+    """
+    blocked = frozenset[str]()
+    if settings.keys.blocked is not None:
+        path = settings.path(settings.keys.blocked)
+        octets = read_bytes(path, weak_keys.BLOCKED_MAX_BYTES)
+        blocked = weak_keys.parse_block_list(octets.decode("utf-8", "replace"), source=path)
+    return csr.Bounds(settings.limits.names_max, settings.limits.name_max_chars, blocked)
 
 
 def _door(
@@ -130,18 +176,17 @@ def load_profiles(directory: Path) -> dict[str, Profile]:
     """Read every profile of a directory.
 
     Raises:
-        ConfigError: with the problems of all of them.
+        ConfigError: with the problems of all of them, each with its file and line.
     """
     profiles, problems = {}, list[str]()
-    try:
-        paths = sorted(directory.glob("*.toml"))
-        for path in paths:
-            try:
-                profiles[path.stem] = parse_profile(path.stem, path.read_text("utf-8"), source=path)
-            except ConfigError as error:
-                problems += error.reasons
-    except (OSError, UnicodeDecodeError) as error:
-        problems.append(f"{directory} cannot be read: {error}")
+    for path in sorted(directory.glob("*.toml")):
+        try:
+            octets = read_bytes(path)
+            profiles[path.stem] = parse_profile(path.stem, octets.decode(), source=path)
+        except ConfigError as error:
+            problems += error.reasons
+        except UnicodeDecodeError as error:
+            problems.append(explain_syntax(path, error, octets))
     if problems or not profiles:
         raise ConfigError(*(problems or [f"there is no profile in {directory}"]))
     return profiles
@@ -170,13 +215,17 @@ def load_certificates(path: Path) -> list[Der]:
     return [Der(certificate.public_bytes(Encoding.DER)) for certificate in parsed]
 
 
-def read_bytes(path: Path) -> bytes:
-    """Read a small file of the home.
+def read_bytes(path: Path, most: int = 1 << 20) -> bytes:
+    """Read a file of the home.
 
     Raises:
-        ConfigError: it cannot be read.
+        ConfigError: it cannot be read, or has more than `most` octets.
     """
     try:
-        return path.read_bytes()
+        with path.open("rb") as file:
+            octets = file.read(most + 1)
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
+    if len(octets) > most:
+        raise ConfigError(f"{path} is larger than {most} octets")
+    return octets

@@ -1,7 +1,7 @@
 """`estserver.toml` → one frozen, validated `Settings`.
 
 Rules:
-- Unknown keys are errors, and every problem is reported at once, with the path of the key.
+- Unknown keys are errors, and every problem is reported at once, with its line and the path of the key.
 - Paths in the file are relative to the home directory that holds it.
 - Nothing secret stands in the file: keys and passphrases are files of their own.
 - Durations are text with a unit: `90s`, `15m`, `8h`, `30d`. Rates are a number and a duration: `600/1m`.
@@ -30,6 +30,7 @@ from pydantic import (
 from estserver.csr import DEFAULT_BOUNDS
 from estserver.errors import ConfigError
 from estserver.limits import COUNT_MAX, DEFAULT_LIMITS, DEFAULT_QUEUE, PERIOD_MAX, PERIOD_MIN, Queue, Rate
+from estserver.toml_lines import key_lines, line_of
 
 CONFIG_NAME = "estserver.toml"
 RESERVED_LABELS = frozenset({
@@ -167,6 +168,12 @@ class LimitsSection(_Section):
         return Queue(self.pending_lifetime, self.pending_max, retry_after=self.pending_retry)
 
 
+class KeysSection(_Section):
+    """`[keys]`: which keys are taken from nobody."""
+
+    blocked: Path | None = Field(default=None, description="a file of SHA-256 hashes of SubjectPublicKeyInfos")
+
+
 class MqttSection(_Section):
     """`[mqtt]`: where certificates are announced; without a broker nothing is."""
 
@@ -257,6 +264,7 @@ class Settings(_Section):
     labels: dict[str, LabelSection] = Field(default_factory=dict)
     server: ServerSection = ServerSection()
     limits: LimitsSection = LimitsSection()
+    keys: KeysSection = KeysSection()
     tls: TlsSection = TlsSection()
     cas: dict[Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9_-]{0,62}[a-z0-9])?$")], CaSection] = Field(min_length=1)
     storage: StorageSection = StorageSection()
@@ -292,22 +300,39 @@ def load_settings(home: Path) -> Settings:
     """
     path = home / CONFIG_NAME
     try:
-        values = tomllib.loads(path.read_bytes().decode())
+        octets = path.read_bytes()
+        return Settings.model_validate({**tomllib.loads(octets.decode()), "home": home})
     except FileNotFoundError:
         raise ConfigError(f"{path} does not exist", advice=f"make a PKI home with: estserver init {home}") from None
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not TOML: {error}") from None
-    try:
-        return Settings.model_validate({**values, "home": home})
+        raise ConfigError(explain_syntax(path, error, octets)) from None
     except ValidationError as error:
-        raise ConfigError(*explain_validation(path, error), advice="mend the file and run the command again") from None
+        reasons = explain_validation(path, error, octets.decode())
+        raise ConfigError(*reasons, advice="mend the file and run the command again") from None
 
 
-def explain_validation(path: Path, error: ValidationError) -> list[str]:
-    """Return one line for every problem pydantic found: file, key, what is wrong."""
-    return [
-        f"{path}: {'.'.join(map(str, item['loc'])) or 'file'}: {item['msg'].removeprefix('Value error, ')}"
-        for item in error.errors(include_url=False, include_context=False, include_input=False)
-    ]
+def explain_syntax(path: Path, error: tomllib.TOMLDecodeError | UnicodeDecodeError, octets: bytes) -> str:
+    """Say that a file is not TOML, where, and why."""
+    if isinstance(error, UnicodeDecodeError):
+        line = octets[: error.start].count(b"\n") + 1
+        return f"{path}:{line}: not TOML: not UTF-8"
+    reason, _, place = str(error).rpartition(" (at ")
+    stated = re.match(r"line ([0-9]+)", place)
+    line = int(stated[1]) if stated else len(octets.splitlines())  # "at end of document"
+    return f"{path}:{line}: not TOML: {reason}"
+
+
+def explain_validation(path: Path, error: ValidationError, text: str) -> list[str]:
+    """Return one line for every problem pydantic found: file, line, key, what is wrong.
+
+    A check of several keys begins its text with the one that it is about.
+    """
+    lines, problems = key_lines(text), []
+    for item in error.errors(include_url=False, include_context=False, include_input=False):
+        reason = item["msg"].removeprefix("Value error, ")
+        at = tuple(part for part in item["loc"] if part != "[key]")
+        line = line_of(at or tuple(reason.split(" ", 1)[0].split(".")), lines)
+        problems.append((line, f"{path}:{line}: {'.'.join(map(str, at)) or 'file'}: {reason}"))
+    return [problem for _, problem in sorted(problems)]

@@ -3,7 +3,7 @@
 Rules, in their order:
 1. The octets are one PKCS#10 request and nothing else (RFC 2986).
 2. The public key is of a known kind and survives re-encoding unchanged: what is certified is what was sent.
-3. The key is not weak: size, exponent, small or close factors, point on its curve.
+3. The key is not weak (`estserver.weak_keys`), nor blocked.
 4. The signature hash is SHA-256 or better, and the signature verifies with the key in the request (RFC 7030 §4.2.1).
 5. At most one extensionRequest and one challengePassword, each with one value (RFC 2985 §5.4).
 
@@ -15,11 +15,10 @@ Nothing here decides whether anybody may have what is asked: that is `estserver.
 from __future__ import annotations
 
 import hashlib
-import math
 import re
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from cryptography import x509
@@ -27,8 +26,8 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, mldsa, rsa
 
-from estserver import asn1
-from estserver.errors import MalformedRequest, ProofOfPossessionFailed, WeakKey
+from estserver import asn1, weak_keys
+from estserver.errors import MalformedRequest, ProofOfPossessionFailed
 from estserver.model import Csr, Der, GeneralName, KeyFacts, NameAttribute, RequestedExtension, SpkiHash
 
 BINDING_MAX_CHARS = 255  # RFC 2985 §5.4.1: pkcs-9-ub-challengePassword
@@ -48,8 +47,6 @@ _PLAIN_KEYS: tuple[tuple[type, KeyFacts], ...] = (
     (mldsa.MLDSA65PublicKey, KeyFacts("ML-DSA", "ML-DSA-65")),
     (mldsa.MLDSA87PublicKey, KeyFacts("ML-DSA", "ML-DSA-87")),
 )
-_SMALL_PRIMES = math.prod(p for p in range(3, 752) if all(p % q for q in range(2, math.isqrt(p) + 1)))
-_FERMAT_ROUNDS = 110  # finds factors closer than any sound generator makes them
 _DNS_LABEL = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
 _DNS = rf"(?:{_DNS_LABEL}\.)*{_DNS_LABEL}"
 _FORMS = {
@@ -63,15 +60,17 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ufeff]")
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """How much a request may name.
+    """What no request may go beyond, whoever asks.
 
     Attributes:
         names_max: subject alternative names.
         name_max_chars: characters of each, and of each attribute of the subject.
+        blocked: SHA-256 of the SubjectPublicKeyInfos that nobody may bring.
     """
 
     names_max: int = 100
     name_max_chars: int = 2048
+    blocked: frozenset[str] = field(default=frozenset(), repr=False)
 
 
 DEFAULT_BOUNDS = Bounds()
@@ -91,7 +90,7 @@ def parse(der: Der, bounds: Bounds = DEFAULT_BOUNDS) -> Csr:
         raise MalformedRequest(f"the request cannot be read: {_first_line(error)}") from None
     facts = key_facts(key)
     _same_octets(key, parts.spki)
-    _screen(key)
+    weak_keys.screen(key, spki_hash(parts.spki), bounds.blocked)
     return _read(request, parts, bounds, facts, _verify(request))
 
 
@@ -184,31 +183,6 @@ def _same_octets(key: object, spki: Der) -> None:
             "the public key changes when it is encoded again (RSA-PSS parameters, compressed point): "
             "send it as rsaEncryption or as an uncompressed point"
         )
-
-
-def _screen(key: object) -> None:
-    """Refuse keys that should not exist; curve points were checked when the key was loaded."""
-    if not isinstance(key, rsa.RSAPublicKey):
-        return
-    numbers = key.public_numbers()
-    if key.key_size < 2048 or key.key_size > 8192:
-        raise WeakKey(f"RSA-{key.key_size} offered; 2048 to 8192 bits are taken")
-    if numbers.e < 65537 or numbers.e % 2 == 0 or numbers.e.bit_length() > 64:
-        raise WeakKey(f"RSA exponent {str(numbers.e)[:24]} offered; odd exponents from 65537 on are taken")
-    if numbers.n % 2 == 0 or math.gcd(numbers.n, _SMALL_PRIMES) != 1:
-        raise WeakKey("the RSA modulus has a small factor")
-    if _close_factors(numbers.n):
-        raise WeakKey("the two factors of the RSA modulus are too close to each other")
-
-
-def _close_factors(n: int) -> bool:
-    a = math.isqrt(n - 1) + 1
-    for _ in range(_FERMAT_ROUNDS):
-        b_squared = a * a - n
-        if math.isqrt(b_squared) ** 2 == b_squared:
-            return True
-        a += 1
-    return False
 
 
 def _verify(request: x509.CertificateSigningRequest) -> str:

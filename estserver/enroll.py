@@ -230,6 +230,8 @@ class Enrollment:
         grant = decide(door.profile, ask)
         if grant.holder == "device" and grant.device in self._site_names:
             raise NotAuthorized(f"the name {grant.device} is kept for a part of the site", code="name-taken")
+        if grant.tolerated:
+            _log.warning("%s renews at par, request %s: %s", grant.device, request.id, "; ".join(grant.tolerated))
         return Admission(attempt, grant, payment, key)
 
     def _certificates(self, attempt: Attempt, identity: Identity) -> list[Der]:

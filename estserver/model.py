@@ -216,6 +216,7 @@ class Grant:
         apart_from: profiles of the other kind of holder; who has one of theirs may not have this one.
         approval: an operator has to agree before it is signed.
         peer_address, request_id: where the request came from and which it was, for the audit.
+        tolerated: what the profile would refuse by now, and the certificate being renewed has.
     """
 
     operation: Operation
@@ -239,6 +240,7 @@ class Grant:
     apart_from: frozenset[str] = frozenset()
     request_id: str = ""
     approval: bool = False
+    tolerated: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

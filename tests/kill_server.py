@@ -22,7 +22,7 @@ from typing import Any
 from estserver.assembly import inventory_of
 from estserver.cli import main
 from estserver.cli import serve as command
-from estserver.config import load_settings
+from estserver.config import Settings
 from estserver.inventory import Inventory
 from estserver.model import Der, Reservation
 from estserver.web import create_app
@@ -119,9 +119,9 @@ class DyingCa:
         return certificate
 
 
-def load_app(directory: Path, home: Path) -> Callable[..., Any]:
+def load_app(directory: Path, settings: Settings) -> Callable[..., Any]:
     """Make the application of one worker, as `serve` does, of parts that can die."""
-    levers, settings = Levers(directory), load_settings(home)
+    levers = Levers(directory)
     inventory = inventory_of(settings)
     inventory.__class__, DyingInventory.levers = DyingInventory, levers
     clock = command.now
@@ -144,5 +144,5 @@ def load_app(directory: Path, home: Path) -> Callable[..., Any]:
 
 if __name__ == "__main__":
     levers_directory = Path(sys.argv.pop(1))
-    command._load_app = lambda home, *_: load_app(levers_directory, home)
+    command._load_app = lambda found, *_: load_app(levers_directory, found.settings)
     main()

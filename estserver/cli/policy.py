@@ -5,14 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
+from cryptography import x509
 
 from estserver import csr as requests
 from estserver.asn1 import decode_body
-from estserver.assembly import PROFILES, load_profiles
+from estserver.assembly import PROFILES, inventory_of, load_certificates, load_profiles, rules_of
 from estserver.cli.common import Exit, emit, home_option, json_option, now, read_file
-from estserver.config import load_settings
+from estserver.config import Settings, load_settings
 from estserver.errors import NotFound, Refused, RequestError
-from estserver.model import Csr, Der, Identity, Operation
+from estserver.model import CertificateRecord, Csr, Der, Grant, Identity, IdentityKind, Operation, Serial
 from estserver.policy import Ask, Profile, decide, explain
 from estserver.policy.decide import NEVER
 
@@ -41,38 +42,65 @@ def show(profile: str | None, home: Path) -> None:
 @policy.command()
 @click.argument("csr", type=click.Path(path_type=Path, dir_okay=False))
 @click.option("--profile", default="device", show_default=True)
+@click.option(
+    "--renews",
+    metavar="PEM",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="The certificate of this CA that it is to renew.",
+)
 @home_option
 @json_option
-def test(csr: Path, profile: str, home: Path, as_json: bool) -> None:
+def test(csr: Path, profile: str, renews: Path | None, home: Path, as_json: bool) -> None:
     """Try a CSR (PEM, base64 or DER) against a profile, as if whoever may name its device had sent it.
 
-    Exits 0 when it would be granted and 14 when not, with every reason.
+    Exits 0 when it would be granted and 14 when not, with every reason. A renewal may be granted although the profile
+    has become stricter: then it says what is tolerated.
 
     \b
     estserver policy test my.csr --profile gateway --home certs
+    estserver policy test my.csr --renews old.pem --home certs
     """
-    profiles = _profiles(home)
-    if profile not in profiles:
-        raise NotFound(f"there is no profile {profile!r}", advice=f"there are: {', '.join(profiles)}")
+    settings = load_settings(home)
+    rules = rules_of(settings)
+    if profile not in rules.profiles:
+        raise NotFound(f"there is no profile {profile!r}", advice=f"there are: {', '.join(rules.profiles)}")
+    previous = None if renews is None else _record(settings, renews)
     reasons: tuple[str, ...] = ()
+    tolerated: tuple[str, ...] = ()
     try:
-        request = requests.parse(_der(read_file(csr)))
-        _try(profiles[profile], request)
+        request = requests.parse(_der(read_file(csr)), rules.bounds)
+        tolerated = _try(rules.profiles[profile], request, previous).tolerated
     except (RequestError, Refused) as error:
         reasons = error.reasons
     if as_json:
-        emit({"profile": profile, "granted": not reasons, "reasons": list(reasons)}, as_json=True)
+        told = {"profile": profile, "granted": not reasons, "reasons": list(reasons), "tolerated": list(tolerated)}
+        emit(told, as_json=True)
     else:
-        click.echo(f"{csr}: {'granted' if not reasons else 'refused'} by profile {profile}")
-        for reason in reasons:
-            click.echo(f"  - {reason}")
+        outcome = "refused" if reasons else "granted at par" if tolerated else "granted"
+        click.echo(f"{csr}: {outcome} by profile {profile}")
+        for reason in reasons or tolerated:
+            click.echo(f"  - {reason}{'' if reasons else ' (tolerated: the certificate has it)'}")
     raise click.exceptions.Exit(Exit.NO if reasons else Exit.DONE)
 
 
-def _try(profile: Profile, request: Csr) -> None:
+def _try(profile: Profile, request: Csr, previous: CertificateRecord | None) -> Grant:
+    """Decide as at the door, for somebody who may name every device, or for the certificate that renews itself."""
     identity = Identity(profile.requesters[0], "policy-test", ("*",), tuple(map(str, request.san)))
-    moment = now()
-    decide(profile, Ask(Operation.SIMPLEENROLL, "", identity, request, None, "absent", moment, NEVER))
+    operation = Operation.SIMPLEENROLL
+    if previous is not None:
+        identity = Identity(IdentityKind.CERTIFICATE, previous.device, (previous.device,), certificate=previous)
+        operation = Operation.SIMPLEREENROLL
+    return decide(profile, Ask(operation, "", identity, request, previous, "absent", now(), NEVER))
+
+
+def _record(settings: Settings, pem: Path) -> CertificateRecord:
+    certificate, *_ = load_certificates(pem)
+    serial = Serial(x509.load_der_x509_certificate(certificate).serial_number)
+    with inventory_of(settings) as inventory:
+        record = inventory.by_serial(serial)
+    if record is None or record.certificate != certificate:
+        raise NotFound(f"{pem} is no certificate of this CA", advice="see: estserver inventory list")
+    return record
 
 
 def _der(data: bytes) -> Der:

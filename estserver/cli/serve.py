@@ -8,7 +8,7 @@ import socket
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,7 @@ from estserver.config import Settings, load_settings
 from estserver.errors import ConfigError, EstError
 
 if TYPE_CHECKING:
+    from estserver.assembly import Rules
     from estserver.inventory import Condition
     from estserver.observe import Wire
     from estserver.serving.options import ServeOptions, WsgiApp
@@ -50,7 +51,7 @@ def serve(
 
     Behind a proxy that ends TLS it believes what that proxy says in headers (docs/proxy.md), and is `ready http://…`.
 
-    SIGTERM finishes what is in flight; SIGHUP reads certificate and configuration again.
+    SIGTERM finishes what is in flight; SIGHUP reads certificate, configuration and profiles again.
 
     \b
     estserver serve --home certs --listen 0.0.0.0:8443
@@ -60,29 +61,49 @@ def serve(
     from estserver.serving import CannotServe, serve
 
     log_to(sys.stderr.fileno(), log_format)
-    settings = load_settings(home)
+    found = _Found.at(home)
+    settings = found.settings
     workers = workers or settings.server.workers
     wire = Wire(workers)
-    options = _options(settings, home, listen or settings.server.listen, workers, wire)
+    options = _options(found, listen or settings.server.listen, workers, wire)
     if behind_proxy:
         _require_proxy(settings)
         options = _without_tls(options, home)
-    _look_first(settings)
+    _look_first(found)
     try:
         with _metrics_listener(settings) as listener:
-            status = serve(partial(_load_app, home, wire, listener), options)
+            status = serve(partial(_load_app, found, wire, listener), options)
     except CannotServe as error:
         raise ConfigError(str(error), advice=f"see [server] and [tls] in {home / 'estserver.toml'}") from None
     _close(settings)
     raise click.exceptions.Exit(status)
 
 
-def _look_first(settings: Settings) -> None:
+@dataclass(slots=True)
+class _Found:
+    """Configuration and rules as they were last found sound.
+
+    The master has them, and every worker begins with them: a file that is half written, or wrong, when a worker has
+    to be replaced neither takes effect nor ends the server.
+    """
+
+    settings: Settings
+    rules: Rules
+
+    @classmethod
+    def at(cls, home: Path) -> _Found:
+        from estserver.assembly import rules_of
+
+        settings = load_settings(home)
+        return cls(settings, rules_of(settings))
+
+
+def _look_first(found: _Found) -> None:
     """Check the whole home before anything is served; say how an earlier run left it, and settle that."""
     from estserver.assembly import enrollment_of, inventory_of
 
-    with inventory_of(settings) as inventory:
-        enrollment_of(settings, inventory, clock=now, random=os.urandom).check_clock()
+    with inventory_of(found.settings) as inventory:
+        enrollment_of(found.settings, inventory, clock=now, random=os.urandom, rules=found.rules).check_clock()
         _tell(inventory.condition())
         for left in inventory.leftovers_void(now()):
             _log.warning("void: serial %x was reserved for %s and never recorded", left.serial, left.device)
@@ -115,16 +136,16 @@ def _metrics_listener(settings: Settings) -> AbstractContextManager[socket.socke
     return metrics.listen(settings.metrics.listen)
 
 
-def _load_app(home: Path, wire: Wire, listener: socket.socket | None) -> WsgiApp:
+def _load_app(found: _Found, wire: Wire, listener: socket.socket | None) -> WsgiApp:
     """Make the application, once in each worker."""
     from estserver.assembly import inventory_of
     from estserver.web import create_app
 
     wire.begin()
     with _serving_errors():
-        settings = load_settings(home)
+        settings = found.settings
         inventory = inventory_of(settings)
-        app: WsgiApp = create_app(settings, inventory=inventory, clock=now, tell=wire.exchange)
+        app: WsgiApp = create_app(settings, inventory=inventory, clock=now, tell=wire.exchange, rules=found.rules)
     if listener is not None:
         from estserver.observe import metrics
 
@@ -136,14 +157,15 @@ def _load_app(home: Path, wire: Wire, listener: socket.socket | None) -> WsgiApp
     return app
 
 
-def _look_again(home: Path) -> None:
+def _look_again(found: _Found) -> None:
     """Check the home before a reload: what is wrong now leaves the server as it was."""
     from estserver.assembly import enrollment_of, inventory_of
 
     with _serving_errors():
-        settings = load_settings(home)
-        with inventory_of(settings) as inventory:
-            enrollment_of(settings, inventory, clock=now, random=os.urandom)
+        new = _Found.at(found.settings.home)
+        with inventory_of(new.settings) as inventory:
+            enrollment_of(new.settings, inventory, clock=now, random=os.urandom, rules=new.rules)
+    found.settings, found.rules = new.settings, new.rules
 
 
 @contextmanager
@@ -157,9 +179,10 @@ def _serving_errors() -> Iterator[None]:
         raise CannotServe("; ".join(error.reasons)) from None
 
 
-def _options(settings: Settings, home: Path, listen: str, workers: int, wire: Wire) -> ServeOptions:
+def _options(found: _Found, listen: str, workers: int, wire: Wire) -> ServeOptions:
     from estserver.serving import ServeOptions
 
+    settings = found.settings
     host, _, port = listen.rpartition(":")
     server = settings.server
     if not host or not port.isdigit() or int(port) > 65535:
@@ -180,7 +203,7 @@ def _options(settings: Settings, home: Path, listen: str, workers: int, wire: Wi
         connections_per_address_max=server.connections_per_address_max or None,
         graceful_seconds=server.graceful_deadline.total_seconds(),
         on_ready=_say_ready,
-        before_reload=partial(_look_again, home),
+        before_reload=partial(_look_again, found),
         observe=wire.front,
     )
 

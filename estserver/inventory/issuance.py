@@ -367,6 +367,7 @@ def _request_detail(grant: Grant) -> dict[str, object]:
         "binding": grant.binding,
         "peer_address": grant.peer_address,
         "request_id": grant.request_id,
+        **({"tolerated": list(grant.tolerated)} if grant.tolerated else {}),
     }
 
 

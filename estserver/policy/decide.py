@@ -5,8 +5,9 @@ Rules, all checked before anything is refused:
    for itself with a certificate gets the profile it has.
 2. Key type, key size and signature hash are within the constraints.
 3. Every subject attribute and every SAN is allowed, by the profile or by what the identity itself was given.
-4. At a renewal, subject and SAN are those of the certificate being renewed (RFC 7030 §4.2.2); what it already has may
-   stay, whatever the profile says by now.
+4. At a renewal, subject and SAN are those of the certificate being renewed (RFC 7030 §4.2.2). It is granted at par: a
+   key of the kind it has, and the names it has, may stay although the profile has become stricter, and the grant says
+   what was tolerated. `[renewal] at_par = false` in the profile ends that.
 5. Of the requested extensions only key usages count, as wishes within what the profile sets: never inverted, never
    widened (RFC 5272 §3.1). CA:TRUE and unknown critical extensions are refused, the rest is dropped.
 6. ChangeSubjectName is refused, since names that were asked for must not be passed over (RFC 7030 §4.2.1).
@@ -93,12 +94,13 @@ def decide(profile: Profile, ask: Ask) -> Grant:
         PolicyRefused: the profile does not allow what is asked, with every reason.
     """
     device = device_of(profile, ask.csr)
-    violations = list(_violations(profile, ask, device))
+    tolerated = dict.fromkeys(_at_par(profile, ask, device))
+    violations = [one for one in _violations(profile, ask, device) if one not in tolerated]
     if violations or device is None:
         texts = dict.fromkeys(violation.text for violation in violations)
         error = NotAuthorized if any(violation.authority for violation in violations) else PolicyRefused
         raise error(*texts)
-    return _grant(profile, ask, device)
+    return _grant(profile, ask, device, tuple(violation.text for violation in tolerated))
 
 
 def device_of(profile: Profile, csr: Csr) -> DeviceId | None:
@@ -118,12 +120,19 @@ def _violations(profile: Profile, ask: Ask, device: DeviceId | None) -> Iterator
     yield from _key(profile, ask)
     if ask.previous is not None:
         yield from _renewal(profile, ask, ask.previous)
-    elif device is not None:
-        yield from _subject(profile, ask, device)
-        yield from _san(profile, ask, device)
+    yield from _names(profile, ask, device)
     yield from _extensions(profile, ask.csr)
     if OID_CHANGE_SUBJECT_NAME in ask.csr.attributes:
         yield Violation("ChangeSubjectName is not supported: put the names to certify into subject and SAN")
+
+
+def _at_par(profile: Profile, ask: Ask, device: DeviceId | None) -> Iterator[Violation]:
+    """Yield what may stay at a renewal because the certificate has it: a stricter profile must not strand a fleet."""
+    if ask.previous is None or not profile.renewal.at_par:
+        return
+    if ask.csr.key.name == ask.previous.key_name:
+        yield from _key(profile, ask)
+    yield from _names(profile, ask, device)  # that they are the same, rule 4 sees to
 
 
 def _identity(profile: Profile, ask: Ask, device: DeviceId | None) -> Iterator[Violation]:
@@ -151,7 +160,9 @@ def _key(profile: Profile, ask: Ask) -> Iterator[Violation]:
     kind = "RSA" if csr.key.algorithm == "RSA" else csr.key.name
     low, high = limits.rsa_bits
     if kind not in limits.key_types or (kind == "RSA" and not low <= csr.key.bits <= high):
-        yield Violation(f"{csr.key.name} offered; profile {profile.name} takes {key_types_text(profile)}")
+        had = ask.previous.key_name if ask.previous is not None and profile.renewal.at_par else csr.key.name
+        stay = "" if had == csr.key.name else f"; this renewal may also stay with {had}"
+        yield Violation(f"{csr.key.name} offered; profile {profile.name} takes {key_types_text(profile)}{stay}")
     if csr.signature_hash and csr.signature_hash not in limits.signature_hashes:
         yield Violation(f"signed with {csr.signature_hash}; profile {profile.name} takes {limits.signature_hashes}")
 
@@ -179,6 +190,12 @@ def _renewal(profile: Profile, ask: Ask, previous: CertificateRecord) -> Iterato
         yield Violation(f"the SAN differs from the certificate being renewed: {asked} instead of {had}", authority=True)
     if csr.key.name != previous.key_name and not profile.renewal.may_change_algorithm:
         yield Violation(f"profile {profile.name} renews {previous.key_name} with {previous.key_name} only")
+
+
+def _names(profile: Profile, ask: Ask, device: DeviceId | None) -> Iterator[Violation]:
+    if device is not None:
+        yield from _subject(profile, ask, device)
+        yield from _san(profile, ask, device)
 
 
 def _subject(profile: Profile, ask: Ask, device: DeviceId) -> Iterator[Violation]:
@@ -212,7 +229,7 @@ def _san(profile: Profile, ask: Ask, device: DeviceId) -> Iterator[Violation]:
         rule = rules.get(name.kind)
         if rule is None:
             yield Violation(f"profile {profile.name} allows no {name.kind} names in the SAN")
-        elif not _san_allowed(rule, name, ask.identity, device):
+        elif not _san_allowed(rule, name, ask, device):
             yield Violation(f"{ask.identity} may not have the name {name}", authority=True)
     kinds = {name.kind for name in ask.csr.san}
     yield from (
@@ -222,11 +239,11 @@ def _san(profile: Profile, ask: Ask, device: DeviceId) -> Iterator[Violation]:
     )
 
 
-def _san_allowed(rule: NameRule, name: GeneralName, identity: Identity, device: DeviceId) -> bool:
-    own = identity.certificate
-    if rule.identity and own is not None and own.device == device and name in own.san:
+def _san_allowed(rule: NameRule, name: GeneralName, ask: Ask, device: DeviceId) -> bool:
+    had = [one for one in (ask.identity.certificate, ask.previous) if one is not None and one.device == device]
+    if rule.identity and any(name in certificate.san for certificate in had):
         return True
-    given = identity.names if rule.identity else ()
+    given = ask.identity.names if rule.identity else ()
     patterns = [f"{name.kind}:{value.replace('{device}', device)}" for value in rule.values]
     return any(names.name_matches(pattern, name) for pattern in (*patterns, *given))
 
@@ -265,7 +282,7 @@ def extended_key_usage(profile: Profile, csr: Csr) -> tuple[str, ...]:
     return given if csr.extended_key_usage is None else tuple(oid for oid in given if oid in csr.extended_key_usage)
 
 
-def _grant(profile: Profile, ask: Ask, device: DeviceId) -> Grant:
+def _grant(profile: Profile, ask: Ask, device: DeviceId, tolerated: tuple[str, ...]) -> Grant:
     rules, csr = profile.certificate, ask.csr
     not_before = ask.now - rules.backdate
     wanted = NEVER if rules.lifetime == "never" else ask.now + rules.lifetime
@@ -292,6 +309,7 @@ def _grant(profile: Profile, ask: Ask, device: DeviceId) -> Grant:
         apart_from=ask.apart_from,
         request_id=ask.request_id,
         approval=profile.approval == "required",
+        tolerated=tolerated,
     )
 
 

@@ -10,17 +10,20 @@ Rules:
 
 from __future__ import annotations
 
+import re
 import tomllib
+from collections.abc import Collection
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from estserver.config import Duration, explain_validation
+from estserver.config import Duration, explain_syntax, explain_validation
 from estserver.errors import ConfigError
 from estserver.model import IdentityKind
 from estserver.policy import names
+from estserver.weak_keys import RSA_BITS
 
 SAN_KINDS = ("dns", "ip", "uri", "email")
 EXTENDED_KEY_USAGES = {
@@ -39,6 +42,12 @@ class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", str_max_length=1024)
 
 
+def _pattern(value: str) -> str:
+    if re.search(r"[{}]", value.replace("{device}", "")):
+        raise ValueError(f"{value!r} has braces; {{device}} is the only thing that is filled in")
+    return value
+
+
 class NameRule(_Section):
     """What one subject attribute, or one kind of SAN, may be.
 
@@ -48,23 +57,39 @@ class NameRule(_Section):
         required: the request must have one.
     """
 
-    values: tuple[str, ...] = ()
+    values: tuple[Annotated[str, AfterValidator(_pattern)], ...] = ()
     identity: bool = False
     required: bool = False
+
+
+def _one_of(known: Collection[str]) -> AfterValidator:
+    def check(name: str) -> str:
+        if name not in known:
+            raise ValueError(f"is unknown; known are {', '.join(known)}")
+        return name
+
+    return AfterValidator(check)
 
 
 class Allowed(_Section):
     """`[allowed]`: the names a request may carry; what is absent may not be asked for."""
 
-    subject: dict[str, NameRule] = Field(default_factory=dict)
-    san: dict[str, NameRule] = Field(default_factory=dict)
+    subject: dict[Annotated[str, _one_of(names.OIDS)], NameRule] = Field(default_factory=dict)
+    san: dict[Annotated[str, _one_of(SAN_KINDS)], NameRule] = Field(default_factory=dict)
+
+
+def _range(bits: tuple[int, int]) -> tuple[int, int]:
+    low, high = RSA_BITS
+    if not low <= bits[0] <= bits[1] <= high:
+        raise ValueError(f"is not a smallest and a largest size from {low} to {high}")
+    return bits
 
 
 class Constraints(_Section):
     """`[constraints]`: limits on the key and the signature of the request."""
 
     key_types: tuple[KeyType, ...] = Field(min_length=1)
-    rsa_bits: tuple[int, int] = (2048, 4096)
+    rsa_bits: Annotated[tuple[int, int], AfterValidator(_range)] = (2048, 4096)
     signature_hashes: tuple[Literal["SHA256", "SHA384", "SHA512"], ...] = ("SHA256", "SHA384", "SHA512")
 
 
@@ -92,21 +117,12 @@ class Renewal(_Section):
     Attributes:
         key_reuse: `never`, or `same-device` for secure elements whose key cannot be made anew.
         may_change_algorithm: a renewal may bring a key of another kind.
+        at_par: what the certificate has, names and kind of key, it may keep, though the profile has become stricter.
     """
 
     key_reuse: Literal["never", "same-device"] = "never"
     may_change_algorithm: bool = True
-
-
-def _known_names(allowed: Allowed) -> Allowed:
-    for what, rules, known in (
-        ("subject attributes", allowed.subject, names.OIDS),
-        ("SAN kinds", allowed.san, SAN_KINDS),
-    ):
-        unknown = [name for name in rules if name not in known]
-        if unknown:
-            raise ValueError(f"unknown {what} {', '.join(unknown)}; known are {', '.join(known)}")
-    return allowed
+    at_par: bool = True
 
 
 class Profile(_Section):
@@ -129,7 +145,7 @@ class Profile(_Section):
     requesters: tuple[IdentityKind, ...]
     approval: Literal["none", "required"] = "none"
     preferred_key: KeyType | None = None
-    allowed: Annotated[Allowed, AfterValidator(_known_names)]
+    allowed: Allowed
     constraints: Constraints
     certificate: CertificateSection
     renewal: Renewal = Renewal()
@@ -147,12 +163,11 @@ def parse_profile(name: str, text: str, *, source: Path) -> Profile:
     """Read one profile.
 
     Raises:
-        ConfigError: with every problem and the file it is in.
+        ConfigError: with every problem, and its file and line.
     """
     try:
-        values = tomllib.loads(text)
-        return Profile.model_validate({**values, "name": name})
+        return Profile.model_validate({**tomllib.loads(text), "name": name})
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{source} is not TOML: {error}") from None
+        raise ConfigError(explain_syntax(source, error, text.encode())) from None
     except ValidationError as error:
-        raise ConfigError(*explain_validation(source, error)) from None
+        raise ConfigError(*explain_validation(source, error, text)) from None

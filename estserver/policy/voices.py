@@ -102,6 +102,8 @@ def explain(profile: Profile) -> Iterator[str]:
     yield f"  purposes      {', '.join(rules.extended_key_usage) or 'not restricted'}"
     algorithm = "may" if profile.renewal.may_change_algorithm else "may not"
     yield f"  renewal       key reuse: {profile.renewal.key_reuse}; {algorithm} change the algorithm"
+    at_par = "may stay although it is refused to others" if profile.renewal.at_par else "must fit all of this as well"
+    yield f"                what a certificate has, kind of key and names, {at_par}"
 
 
 def _days(span: timedelta) -> str:

@@ -189,11 +189,12 @@ class _Master(Arbiter):
     def handle_hup(self) -> None:
         """Read certificate and key again; only if they can be used, replace the workers."""
         try:
+            context = build_context(self._front.options)
             self._front.options.before_reload()
-            self._front.context = build_context(self._front.options)
         except CannotServe as error:
             self.log.error("not reloaded: %s", error)  # noqa: TRY400  (a line for the operator, not a fault of ours)
             return
+        self._front.context = context
         self.reload()
         self._front.options.log.info("certificate and key read again, workers replaced")
 

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 from flask import Flask, request
 
-from estserver.assembly import enrollment_of, inventory_of
+from estserver.assembly import Rules, enrollment_of, inventory_of
 from estserver.config import Settings
 from estserver.inventory import Inventory
 from estserver.web import errors
@@ -28,6 +28,7 @@ def create_app(
     clock: Callable[[], datetime] = lambda: datetime.now(UTC).replace(microsecond=0),
     random: Callable[[int], bytes] = os.urandom,
     tell: Tell = tell_nobody,
+    rules: Rules | None = None,
 ) -> Flask:
     """Make the WSGI application of one home, to be served by `estserver.serving`, or behind a proxy by any WSGI server.
 
@@ -35,11 +36,13 @@ def create_app(
         inventory: an open one; by default the one that the settings name is opened.
         clock, random: the instant it is, and as many random bytes as asked.
         tell: told of every request; it may not raise.
+        rules: profiles and block list that were read before; by default they are read.
 
     Raises:
         ConfigError: the home is not whole.
     """
-    enrollment = enrollment_of(settings, inventory or inventory_of(settings), clock=clock, random=random)
+    store = inventory or inventory_of(settings)
+    enrollment = enrollment_of(settings, store, clock=clock, random=random, rules=rules)
     app = Flask(__name__, static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = settings.server.body_max_bytes
     app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False  # Flask would answer OPTIONS as HTML

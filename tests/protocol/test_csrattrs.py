@@ -93,6 +93,14 @@ def test_s_x07_a_key_requirement_is_one_attribute(est: Est) -> None:
 
 
 @pytest.mark.parametrize("label", LABELS)
+def test_s_x09_the_template_has_one_extension_request_and_no_partial_one(est: Est, label: str) -> None:
+    ((template,),) = values_of(fetch(est, label), TEMPLATE)
+    attributes = values(template)[-1]
+    assert attributes[0] == 0xA1
+    assert [dotted(values(one)[0]) for one in values(attributes)] == [EXTENSION_REQUEST]
+
+
+@pytest.mark.parametrize("label", LABELS)
 def test_s_x10_template_and_legacy_list_stand_side_by_side(est: Est, label: str) -> None:
     der = fetch(est, label)
     assert len(values_of(der, TEMPLATE)) == 1

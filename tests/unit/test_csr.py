@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from random import Random
 
 import pytest
@@ -11,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from estserver import csr
-from estserver.errors import EstError, MalformedRequest, ProofOfPossessionFailed, WeakKey
+from estserver.errors import EstError, MalformedRequest, ProofOfPossessionFailed
 from estserver.model import Der, GeneralName, NameAttribute
 from tests import csr_maker as maker
 from tests import mutations
@@ -155,35 +154,6 @@ def test_every_kind_of_key_has_its_name(make, name: str) -> None:
 def test_rsa_keys_have_their_size_in_the_name(bits: int) -> None:
     facts = csr.parse(Der(maker.request(rsa.generate_private_key(65537, bits)))).key
     assert (facts.algorithm, facts.name, facts.bits) == ("RSA", f"RSA-{bits}", bits)
-
-
-def _next_prime(candidate: int) -> int:
-    small = math.prod(p for p in range(3, 2000) if all(p % q for q in range(2, math.isqrt(p) + 1)))
-    candidate |= 1
-    while math.gcd(candidate, small) != 1 or pow(2, candidate - 1, candidate) != 1:
-        candidate += 2
-    return candidate
-
-
-def rsa_spki(modulus: int, exponent: int = 65537) -> bytes:
-    integers = (maker.tlv(0x02, value.to_bytes(value.bit_length() // 8 + 1)) for value in (modulus, exponent))
-    return maker.sequence(
-        maker.sequence(maker.oid("1.2.840.113549.1.1.1"), b"\x05\x00"), maker.bits(maker.sequence(*integers))
-    )
-
-
-def test_factors_too_close_to_each_other_are_found() -> None:
-    prime = rsa.generate_private_key(65537, 2048).private_numbers().p
-    near = _next_prime(prime + 2)
-    with pytest.raises(WeakKey, match="too close"):
-        csr.parse(Der(maker.request(KEY, public=rsa_spki(prime * near))))
-
-
-@pytest.mark.parametrize(("exponent", "bits"), [(1, 2048), (3, 2048), (17, 2048), (65536, 2048), (65537, 1024)])
-def test_weak_rsa_is_refused_whoever_signed_it(exponent: int, bits: int) -> None:
-    modulus = rsa.generate_private_key(65537, bits).public_key().public_numbers().n
-    with pytest.raises((WeakKey, MalformedRequest)):
-        csr.parse(Der(maker.request(KEY, public=rsa_spki(modulus, exponent))))
 
 
 def test_another_version_and_missing_parts_are_malformed() -> None:

@@ -232,6 +232,17 @@ def test_an_idevid_without_ski_san_or_usages_is_whole() -> None:
     )
 
 
+def test_d_08_an_idevid_may_have_purposes_nobody_knows() -> None:
+    """As Wi-SUN has them: clientAuth and one of its own, digitalSignature and keyAgreement."""
+    purposes = [CLIENT, x509.ObjectIdentifier("1.3.6.1.4.1.45605.1")]
+    how = {"purposes": purposes, "key_usage": usage("digital_signature", "key_agreement"), "not_before": OLD}
+    path = AnchorSet([Anchor("m", der(TURBINES.certificate))]).path(
+        der(TURBINES.idevid("1", **how).certificate), (), NOW
+    )
+    assert path is not None
+    assert not path.problems
+
+
 def odd_idevid(change: str) -> Peer:
     """A certificate that the turbine maker did sign, with one field as no standard has it."""
     version, serial, algorithm, issuer, validity, subject, *rest = values(

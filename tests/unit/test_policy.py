@@ -236,6 +236,72 @@ def test_lesson_6_what_a_certificate_has_it_may_keep_whatever_the_profile_says_b
     assert grant.predecessor == 7
 
 
+def changed(section: str, **changes: Any) -> Profile:
+    return DEVICE.model_copy(update={section: getattr(DEVICE, section).model_copy(update=changes)})
+
+
+STRICTER = {
+    "P-384": (changed("constraints", key_types=("P-384",)), {}, "P-256 offered; profile device takes P-384"),
+    "RSA": (changed("constraints", rsa_bits=(3072, 4096)), {"key": KEYS[4]}, "RSA-2048 offered"),
+    "hash": (changed("constraints", signature_hashes=("SHA512",)), {}, "signed with SHA256"),
+    "subject": (
+        changed("allowed", subject={"common_name": NameRule(values=("x-*",))}),
+        {},
+        "common_name 'sn-1' does not fit x-*",
+    ),
+    "SAN": (changed("allowed", san={}), {"san": (GeneralName("dns", "sn-1"),)}, "allows no dns names in the SAN"),
+    "required": (changed("allowed", san={"dns": NameRule(required=True)}), {}, "requires a dns name in the SAN"),
+}
+"""Profiles that became stricter, what a certificate has from before, and what is tolerated of it."""
+
+
+@pytest.mark.parametrize(("profile", "had", "words"), STRICTER.values(), ids=STRICTER)
+def test_a_stricter_profile_strands_no_fleet_and_says_what_it_tolerates(
+    profile: Profile, had: dict[str, Any], words: str
+) -> None:
+    csr = asked(**had)
+    with pytest.raises(EstError, match=words):
+        decide(profile, ask(csr))
+    assert decide(DEVICE, renewal(csr, previous(csr))).tolerated == ()
+    (tolerated,) = decide(profile, renewal(csr, previous(csr))).tolerated
+    assert words in tolerated
+    held = profile.model_copy(update={"renewal": profile.renewal.model_copy(update={"at_par": False})})
+    with pytest.raises(EstError, match=words):
+        decide(held, renewal(csr, previous(csr)))
+    assert "may stay" in "\n".join(explain(profile))
+    assert "must fit" in "\n".join(explain(held))
+
+
+def test_at_par_is_the_kind_of_key_the_certificate_has_or_one_the_profile_takes() -> None:
+    profile = changed("constraints", key_types=("P-384", "RSA"), rsa_bits=(3072, 4096))
+    had = previous(asked(), key_name="P-256")
+    assert decide(profile, renewal(asked(key=KEYS[1]), had)).tolerated == ()
+    for other in (KEYS[2], KEYS[4]):
+        with pytest.raises(PolicyRefused, match="takes P-384, RSA 3072 to 4096; this renewal may also stay with P-256"):
+            decide(profile, renewal(asked(key=other), had))
+
+
+def test_names_that_somebody_else_was_given_are_no_matter_of_tolerance() -> None:
+    """A station renews what a credential once vouched for."""
+    csr = asked(san=(GeneralName("dns", "a.plant.example"),))
+    station = Identity(IdentityKind.STATION, "s-1", ("sn-*",))
+    held = changed("renewal", at_par=False)
+    again = ask(csr, station, operation=Operation.SIMPLEREENROLL, previous=previous(csr))
+    assert decide(DEVICE, again).tolerated == decide(held, again).tolerated == ()
+    with pytest.raises(NotAuthorized, match="may not have the name"):
+        decide(DEVICE, ask(csr, station))
+
+
+def test_what_is_asked_beyond_the_certificate_is_not_tolerated() -> None:
+    """Purposes and CA certificates are no matter of what the certificate has: nothing is ever widened."""
+    narrowed = changed("certificate", extended_key_usage=("client_auth",))
+    csr = asked(extended_key_usage=(EXTENDED_KEY_USAGES["server_auth"],))
+    with pytest.raises(PolicyRefused, match="extended key usage"):
+        decide(narrowed, renewal(csr, previous(csr)))
+    with pytest.raises(NotAuthorized, match="CA certificate"):
+        decide(DEVICE, renewal(asked(ca=True), previous(asked())))
+
+
 def test_a_renewal_may_be_held_to_its_algorithm() -> None:
     strict = DEVICE.model_copy(update={"renewal": DEVICE.renewal.model_copy(update={"may_change_algorithm": False})})
     csr = asked(key=KEYS[1])
@@ -251,6 +317,12 @@ def test_every_reason_is_told_and_authority_decides_the_kind() -> None:
     assert len(refused.value.reasons) == 4
     with pytest.raises(PolicyRefused):
         decide(DEVICE, ask(asked(key=KEYS[3])))
+
+
+def test_q_09_a_wish_for_ml_dsa_has_no_values_and_is_read() -> None:
+    wishes = parse_csrattrs(csr_attributes(changed("constraints", key_types=("ML-DSA-65",)), binding_required=False))
+    assert wishes.key is not None
+    assert (wishes.key.algorithm, wishes.key.curve, wishes.key.bits) == ("2.16.840.1.101.3.4.3.18", None, None)
 
 
 def test_no_leaf_outlives_its_issuer() -> None:
