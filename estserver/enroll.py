@@ -202,17 +202,16 @@ class Enrollment:
         )
 
     def _admit(self, attempt: Attempt, now: datetime) -> Admission:
-        request, door, asked, identity = attempt.request, attempt.door, attempt.csr, attempt.identity
-        assert asked is not None
+        request, door, identity = attempt.request, attempt.door, attempt.identity
+        assert attempt.csr is not None
         assert identity is not None
         payment = self._limits.of_identity(identity, request.peer)
         self._throttle.check(payment, now)
-        bound = binding.check(asked, request.peer, identity, attempt.device, required=door.binding_required)
-        key = None
-        if door.keygen is not None and request.operation is Operation.SERVERKEYGEN:
+        bound = binding.check(attempt.csr, request.peer, identity, attempt.device, required=door.binding_required)
+        asked, key = attempt.csr, None
+        if request.operation is Operation.SERVERKEYGEN:
             self._inventory.require(payment, now)  # who could not pay for a certificate has no key made
-            known = self._certificates(attempt, identity)
-            asked, key = keygen.make(door.keygen, door.profile, asked, known, self._random)
+            asked, key = self._make_key(attempt, identity)
             attempt = replace(attempt, csr=asked)
         ask = Ask(
             operation=request.operation,
@@ -233,6 +232,13 @@ class Enrollment:
         if grant.tolerated:
             _log.warning("%s renews at par, request %s: %s", grant.device, request.id, "; ".join(grant.tolerated))
         return Admission(attempt, grant, payment, key)
+
+    def _make_key(self, attempt: Attempt, identity: Identity) -> tuple[Csr, keygen.DeliveredKey]:
+        """Make a key, and put it into the place of the one in the request (RFC 7030 §4.4)."""
+        assert attempt.csr is not None
+        assert attempt.door.keygen is not None  # check_offered has let no other label through
+        known = self._certificates(attempt, identity)
+        return keygen.make(attempt.door.keygen, attempt.door.profile, attempt.csr, known, self._random)
 
     def _certificates(self, attempt: Attempt, identity: Identity) -> list[Der]:
         """Return the certificates that are a device's own: to their keys a new one may be encrypted."""
