@@ -37,6 +37,9 @@ def fields(values: Mapping[str, object]) -> dict[str, dict[str, object]]:
 
 def log_to(file: int, form: LogFormat) -> None:
     """Write all that this process and its children log to an open file, which is not closed."""
+    # no line says where in the sources it was written, nor by which thread: then it need not be found out for each
+    logging._srcfile = None  # noqa: SLF001 - the way that logging's HOWTO shows
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     handler = Lines(file)
     handler.setFormatter(_FORMATTERS[form]())
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
