@@ -92,6 +92,7 @@ def _inventory_metrics(counters: Mapping[str, int]) -> Iterator[Metric]:
         family.add_metric([event], counters[event])
     yield family
     yield GaugeMetricFamily("estserver_outbox_depth", "Announcements not yet sent.", counters["outbox_depth"])
+    yield GaugeMetricFamily("estserver_pending", "Requests that wait for an operator.", counters["pending"])
 
 
 # --- the listener ---------------------------------------------------------------------------------------------------

@@ -233,7 +233,7 @@ OPEN = ("estserver_connections",)
 
 
 def grown(before: dict[tuple[str, ...], float], after: dict[tuple[str, ...], float]) -> dict[tuple[str, ...], float]:
-    gauges = {OPEN, ("estserver_outbox_depth",)}
+    gauges = {OPEN, ("estserver_outbox_depth",), ("estserver_pending",)}
     assert [key for key in before if key not in gauges and after[key] < before[key]] == []
     return {key: after.get(key, 0) - before.get(key, 0) for key in after}
 

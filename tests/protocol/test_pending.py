@@ -303,7 +303,10 @@ def test_who_queued_and_who_decided_is_in_the_audit_and_an_operator_is_called(ap
 
 def test_a_request_that_waits_is_no_refusal_in_the_wire_log(applicant: Applicant, server: RunningServer) -> None:
     applicant.ask()
-    lines = [line for line in server.stderr.splitlines() if applicant.device in line]
+    deadline = time.monotonic() + 20
+    while not (lines := [line for line in server.stderr.splitlines() if applicant.device in line]):
+        assert time.monotonic() < deadline  # what the server said is read beside this test
+        time.sleep(0.05)
     assert "status=202 reason=awaiting-approval" in lines[-1]
 
 

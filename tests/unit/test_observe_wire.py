@@ -16,7 +16,7 @@ from estserver.errors import ConfigError, StorageUnavailable
 from estserver.observe import Exchange, Wire, metrics
 from estserver.serving import Closed, HandshakeFailed, HandshakeProblem, Opened, Refused
 
-COUNTERS = {"issued": 5, "repeated": 1, "refused": 9, "revoked": 2, "voided": 3, "outbox_depth": 4}
+COUNTERS = {"issued": 5, "repeated": 1, "refused": 9, "revoked": 2, "voided": 3, "outbox_depth": 4, "pending": 6}
 ENROLLED = Exchange(
     id="0011",
     peer="192.0.2.7",
@@ -186,6 +186,7 @@ def test_the_inventory_is_asked_at_that_moment(wire: Wire) -> None:
         "voided": 3,
     }
     assert found["estserver_outbox_depth",] == 4
+    assert found["estserver_pending",] == 6
 
 
 def test_while_the_inventory_is_away_the_other_numbers_are_there(wire: Wire, told: Callable[[], Any]) -> None:
