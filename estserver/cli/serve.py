@@ -149,7 +149,8 @@ def _load_app(found: _Found, wire: Wire, listener: socket.socket | None) -> Wsgi
     if listener is not None:
         from estserver.observe import metrics
 
-        metrics.start(listener, wire.tally, inventory_of(settings).counters)
+        asked = inventory_of(settings)
+        metrics.start(listener, wire.tally, lambda: {**asked.counters(), "pending": asked.pending.waiting(now())})
     if settings.mqtt.broker:
         from estserver.announce import start_announcer
 

@@ -7,13 +7,12 @@ from dataclasses import replace
 from sqlalchemy import Connection, bindparam, func, insert, select, update
 
 from estserver.inventory.prepared import Prepared
-from estserver.inventory.schema import PendingState, counter, pending
+from estserver.inventory.schema import counter
 from estserver.inventory.transaction import Transaction
 
 _this = (counter.c.server_id == bindparam("server"), counter.c.name == bindparam("counter"))
 _ADD = Prepared(update(counter).where(*_this).values(value=counter.c.value + bindparam("amount")))
 _VALUE = Prepared(select(counter.c.value).where(*_this).with_for_update())
-_WAITING = select(func.count()).select_from(pending).where(pending.c.state == PendingState.WAITING)
 _BEGIN = Prepared(insert(counter), ("server_id", "name", "value"))
 SENT, SEQUENCE = "events_sent", "sequence:"
 """How many events were sent; and, before the name of a source, how many it ever had to tell."""
@@ -43,10 +42,9 @@ def settle(tx: Transaction) -> None:
 
 
 def read(connection: Connection) -> dict[str, int]:
-    """Return the public counters, summed over all servers, and how much waits: to be sent, and for an operator."""
+    """Return the public counters, summed over all servers, and how many events are still to be sent."""
     query = select(counter.c.name, func.sum(counter.c.value)).group_by(counter.c.name)
     found = {name: int(value) for name, value in connection.execute(query)}
     told = {name: found.get(name, 0) for name in PUBLIC}
     owed = sum(value for name, value in found.items() if name.startswith(SEQUENCE))
-    waiting = connection.execute(_WAITING).scalar_one()  # a table of bounded size
-    return {**told, "outbox_depth": owed - found.get(SENT, 0), "pending": waiting}
+    return {**told, "outbox_depth": owed - found.get(SENT, 0)}

@@ -148,6 +148,12 @@ class PendingRequests:
         with self._read() as connection:
             return [_record(row) for row in connection.execute(query.order_by(pending.c.id).limit(limit))]
 
+    def waiting(self, now: datetime) -> int:
+        """Return how many wait for an operator; the table is bounded, so they are counted."""
+        query = select(func.count()).where(pending.c.state == PendingState.WAITING, pending.c.expires_at > now)
+        with self._read() as connection:
+            return int(connection.execute(query).scalar_one())
+
     def find(self, number: int, now: datetime) -> PendingRecord:
         """Return one entry.
 

@@ -62,7 +62,6 @@ def test_a_repeat_gets_the_same_bytes_whatever_its_csr_octets(inventory: Invento
         "revoked": 0,
         "voided": 0,
         "outbox_depth": 0,
-        "pending": 0,
     }
 
 

@@ -180,6 +180,15 @@ def test_entries_are_found_page_by_page(inventory: Inventory, path: Path) -> Non
     assert [entry.id for entry in inventory.pending.page(NOW, device="sn-4")] == [4]
 
 
+def test_who_waits_for_an_operator_is_counted(inventory: Inventory) -> None:
+    for number in range(1, 5):
+        ask(inventory, grant_for(f"sn-{number}", approval=True))
+    approve(inventory, 2)
+    deny(inventory, 3)
+    assert inventory.pending.waiting(NOW) == 2
+    assert inventory.pending.waiting(NOW + WEEK) == 0
+
+
 # --- for so long, and so many ---------------------------------------------------------------------------------------
 
 
