@@ -42,16 +42,16 @@ class Nuisance:
 class _Misuser:
     def __init__(self, home: Home, port: int) -> None:
         self._context, self._port = tls_context(home, TLS13, "X25519"), port
-        self._rng = random.Random(port)
+        self.rng = random.Random(port)
 
     def garbage(self) -> None:
-        self._say(self._rng.randbytes(self._rng.randrange(1, 4000)))
+        self._say(self.rng.randbytes(self.rng.randrange(1, 4000)))
 
     def plain_http(self) -> None:
         self._say(_GET)
 
     def broken_hello(self) -> None:
-        self._say(b"\x16\x03\x01\x00\xff" + self._rng.randbytes(255))
+        self._say(b"\x16\x03\x01\x00\xff" + self.rng.randbytes(255))
 
     def port_scan(self) -> None:
         _reset(self._tcp())
@@ -69,12 +69,12 @@ class _Misuser:
 
     def dropped_before_the_answer(self) -> None:
         wire = self._wire()
-        wire.tls.sendall(_GET * self._rng.randrange(1, 20))
+        wire.tls.sendall(_GET * self.rng.randrange(1, 20))
         _reset(wire.socket)
 
     def junk_for_a_request(self) -> None:
         wire = self._wire()
-        wire.tls.sendall(self._rng.randbytes(200) + b"\r\n\r\n")
+        wire.tls.sendall(self.rng.randbytes(200) + b"\r\n\r\n")
         wire.tls.recv(100)
         wire.close()
 
@@ -108,7 +108,7 @@ MISUSES: tuple[Callable[[_Misuser], None], ...] = (
 def _misuse(home: Home, port: int, pipe: Pipe) -> None:
     misuser, did = _Misuser(home, port), Counter[str]()
     while not pipe.poll(1 / PER_SECOND):
-        misuse = misuser._rng.choice(MISUSES)  # noqa: SLF001
+        misuse = misuser.rng.choice(MISUSES)
         try:
             misuse(misuser)
         except (SSL.Error, OSError):

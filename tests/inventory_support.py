@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import sqlite3
 import tempfile
 from collections.abc import Iterable
 from dataclasses import replace
@@ -127,3 +128,19 @@ def enroll(
     if isinstance(reservation, Issued):
         return reservation
     return inventory.record(reservation, Der(f"certificate {serial}".encode()), list(events), now)
+
+
+def dump(path: Path) -> list[str]:
+    """All that a database holds, as SQL."""
+    connection = sqlite3.connect(path)
+    lines = list(connection.iterdump())
+    connection.close()
+    return lines
+
+
+def run(path: Path, statement: str) -> None:
+    """Change a database past the inventory."""
+    connection = sqlite3.connect(path)
+    with connection:
+        connection.execute(statement)
+    connection.close()

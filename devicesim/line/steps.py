@@ -196,7 +196,7 @@ class Work:
         return CsrDraft.resuming(pending.request, pending.key)
 
     def _advance(self, row: UnitRow, to: State, started: float, **learned: str | bytes) -> UnitRow:
-        return self.ledger.advance(row.device_id, to, took_ms=self._since(started), **learned)  # type: ignore[arg-type]
+        return self.ledger.advance(row.device_id, to, took_ms=self._since(started), **learned)  # type: ignore[arg-type]  # took_ms is none of them
 
     def _since(self, started: float) -> float:
         return (self.world.ticks() - started) * 1000

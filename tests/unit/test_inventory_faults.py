@@ -20,7 +20,7 @@ import pytest
 from estserver.errors import ConfigError, EstError, StorageUnavailable
 from estserver.inventory import Inventory
 from estserver.model import Der, DeviceId, Issued, Serial
-from tests.inventory_support import NOW, credential_record, enroll, event, grant_for, new_inventory, reserve
+from tests.inventory_support import NOW, credential_record, dump, enroll, event, grant_for, new_inventory, reserve, run
 
 
 @pytest.fixture
@@ -32,20 +32,6 @@ def path(tmp_path: Path) -> Path:
 def inventory(path: Path) -> Iterator[Inventory]:
     with new_inventory(path, busy_seconds=0.05) as opened:
         yield opened
-
-
-def _dump(path: Path) -> list[str]:
-    connection = sqlite3.connect(path)
-    lines = list(connection.iterdump())
-    connection.close()
-    return lines
-
-
-def _run(path: Path, statement: str) -> None:
-    connection = sqlite3.connect(path)
-    with connection:
-        connection.execute(statement)
-    connection.close()
 
 
 # --- between the statements of one transaction ----------------------------------------------------------------------
@@ -65,14 +51,14 @@ RECORD_WRITES = [
 
 
 def _with_fault(path: Path, write: str) -> list[str]:
-    before = _dump(path)
-    _run(path, f"CREATE TRIGGER fault BEFORE {write} BEGIN SELECT RAISE(ABORT, 'fault'); END")
+    before = dump(path)
+    run(path, f"CREATE TRIGGER fault BEFORE {write} BEGIN SELECT RAISE(ABORT, 'fault'); END")
     return before
 
 
 def _without_fault(path: Path) -> list[str]:
-    _run(path, "DROP TRIGGER fault")
-    return _dump(path)
+    run(path, "DROP TRIGGER fault")
+    return dump(path)
 
 
 @pytest.mark.parametrize("write", RESERVE_WRITES)
@@ -205,18 +191,18 @@ def test_a_damaged_or_foreign_file_is_told_in_one_line(path: Path) -> None:
     with pytest.raises(ConfigError, match="damaged"):
         Inventory.open(path)
     path.unlink()
-    _run(path, "CREATE TABLE somebody_elses (x)")
+    run(path, "CREATE TABLE somebody_elses (x)")
     with pytest.raises(ConfigError, match="is not an inventory"):
         Inventory.open(path, create=True)
 
 
 def test_a_newer_database_is_left_alone(inventory: Inventory, path: Path) -> None:
-    _run(path, "UPDATE alembic_version SET version_num = '9999'")
-    before = _dump(path)
+    run(path, "UPDATE alembic_version SET version_num = '9999'")
+    before = dump(path)
     with pytest.raises(ConfigError, match="newer") as caught:
         Inventory.open(path, create=True)
     assert caught.value.advice
-    assert _dump(path) == before
+    assert dump(path) == before
 
 
 def test_a_schema_is_not_migrated_where_that_is_a_command(path: Path) -> None:

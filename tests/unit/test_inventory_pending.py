@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime
@@ -16,7 +15,19 @@ from estserver.inventory import Claim, Inventory
 from estserver.limits import DEFAULT_QUEUE, Queue
 from estserver.model import Der, Event, Grant, Issued, Reservation, Serial
 from estserver.records import PendingRecord
-from tests.inventory_support import DAY, HOUR, NOW, credential_record, csr_for, enroll, event, grant_for, new_inventory
+from tests.inventory_support import (
+    DAY,
+    HOUR,
+    NOW,
+    credential_record,
+    csr_for,
+    dump,
+    enroll,
+    event,
+    grant_for,
+    new_inventory,
+    run,
+)
 
 WEEK = 7 * DAY
 GRANT = grant_for(credential="sn-1", requester="credential:sn-1", approval=True)
@@ -265,23 +276,9 @@ def test_a_removed_credential_authenticates_nothing_that_it_queued(inventory: In
 # --- between the statements of one transaction ----------------------------------------------------------------------
 
 
-def _dump(path: Path) -> list[str]:
-    connection = sqlite3.connect(path)
-    lines = list(connection.iterdump())
-    connection.close()
-    return lines
-
-
-def _run(path: Path, statement: str) -> None:
-    connection = sqlite3.connect(path)
-    with connection:
-        connection.execute(statement)
-    connection.close()
-
-
 def _fault(path: Path, write: str) -> list[str]:
-    before = _dump(path)
-    _run(path, f"CREATE TRIGGER fault BEFORE {write} BEGIN SELECT RAISE(ABORT, 'fault'); END")
+    before = dump(path)
+    run(path, f"CREATE TRIGGER fault BEFORE {write} BEGIN SELECT RAISE(ABORT, 'fault'); END")
     return before
 
 
@@ -294,8 +291,8 @@ def _attempt(inventory: Inventory) -> object:
 
 
 def _mended(path: Path) -> list[str]:
-    _run(path, "DROP TRIGGER fault")
-    return _dump(path)
+    run(path, "DROP TRIGGER fault")
+    return dump(path)
 
 
 @pytest.mark.parametrize(
