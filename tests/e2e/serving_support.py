@@ -228,12 +228,13 @@ def at_end(sock: socket.socket) -> bool:
         return True
 
 
-def until(condition, seconds: float = 15) -> None:
-    """Wait for something to become true."""
+def until(condition, seconds: float = 15) -> Any:
+    """Wait for something to become true, and return it."""
     deadline = time.monotonic() + seconds
-    while not condition():
+    while not (it := condition()):
         assert time.monotonic() < deadline, "did not happen in time"
         time.sleep(0.02)
+    return it
 
 
 def make_directory(directory: Path) -> Holder:
