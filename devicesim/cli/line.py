@@ -18,6 +18,7 @@ from typing import TypeVar
 import click
 
 from devicesim.cli import now
+from devicesim.cli.line_export import export_command, manifest_group
 from devicesim.cli.options import echo_json, json_option
 from devicesim.errors import Conflict, StorageError, UsageProblem
 from devicesim.line.assembly import announcing, open_ledger, open_line, place, report_path
@@ -49,6 +50,10 @@ def line() -> None:
     devicesim line check batch.toml
     devicesim line run batch.toml --config station/line.toml --slots 4
     """
+
+
+line.add_command(export_command)
+line.add_command(manifest_group)
 
 
 @line.command()

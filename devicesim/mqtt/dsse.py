@@ -119,6 +119,14 @@ def unseal(envelope: bytes, payload_type: str, *, trust: TrustAnchors, now: date
     return Signed(payload, chain[0])
 
 
+def envelope_payload(envelope: bytes) -> bytes:
+    """Return what an envelope holds, unproven: to read back what was just written, or to name what does not verify."""
+    try:
+        return _unb64(json.loads(envelope)["payload"])
+    except (KeyError, TypeError, ValueError, RecursionError) as fault:
+        raise VerificationFailed("the signature envelope is malformed") from fault
+
+
 def check_chain(chain: Sequence[x509.Certificate], *, trust: TrustAnchors, now: datetime) -> None:
     """Check that a signer's chain reaches an anchor, is valid at `now`, and is of one who may sign (RFC 5280 §6)."""
     build_path(chain[0], chain[1:], trust, now)

@@ -107,6 +107,18 @@ def test_what_is_told_knows_only_the_front_and_the_errors() -> None:
         assert all(any(within(found, f"estserver.{room}") for room in rooms) for found in ours), path
 
 
+def test_exports_know_a_ledger_in_one_place_and_the_line_knows_no_export() -> None:
+    """A format sees a neutral value; how a ledger is kept may change without it."""
+    for path in SOURCES:
+        module, found = module_of(path), imports(path)
+        if within(module, "devicesim.exports") and module != "devicesim.exports.ledger":
+            assert not [f for f in found if within(f, "devicesim.line") and not within(f, "devicesim.line.findings")], (
+                path
+            )
+        if within(module, "devicesim.line"):
+            assert not [f for f in found if within(f, "devicesim.exports")], path
+
+
 CORE = (
     *("model", "records", "errors", "asn1", "csr", "binding", "events", "ca", "keys", "policy", "identity", "config"),
     *("enveloped", "sealing", "keygen"),

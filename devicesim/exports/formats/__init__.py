@@ -1,0 +1,1 @@
+"""One module a format; a module with a `FORMAT` in it is one."""
