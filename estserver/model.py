@@ -19,11 +19,12 @@ SpkiHash = NewType("SpkiHash", str)
 
 
 class Operation(StrEnum):
-    """The EST operations that end in a certificate (RFC 7030 §4.2, §4.4)."""
+    """The EST operations that ask who it is (RFC 7030 §4.2, §4.4, §4.5); all but the last end in a certificate."""
 
     SIMPLEENROLL = "simpleenroll"
     SIMPLEREENROLL = "simplereenroll"
     SERVERKEYGEN = "serverkeygen"
+    CSRATTRS = "csrattrs"
 
 
 # --- who asks -------------------------------------------------------------------------------------------------------
@@ -152,6 +153,14 @@ class RequestedExtension:
 
 
 @dataclass(frozen=True, slots=True)
+class NameChange:
+    """The names to come of a ChangeSubjectName (RFC 6402 §2.8): what is empty was left out, and is to go."""
+
+    subject: tuple[NameAttribute, ...]
+    san: tuple[GeneralName, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Csr:
     """A certification request whose signature was verified (RFC 2986), or is to be ignored (RFC 7030 §4.4.1).
 
@@ -168,6 +177,7 @@ class Csr:
         extended_key_usage: requested purposes as dotted OIDs, or None.
         ca: basicConstraints CA:TRUE is requested.
         binding: text of the challengePassword attribute (RFC 7030 §3.5), or None.
+        change: the names to certify instead, if there is a ChangeSubjectName.
         attributes: dotted OIDs of further attributes, ignored unless a profile names them.
     """
 
@@ -183,6 +193,7 @@ class Csr:
     extended_key_usage: tuple[str, ...] | None = None
     ca: bool = False
     binding: str | None = None
+    change: NameChange | None = None
     attributes: tuple[str, ...] = ()
 
 

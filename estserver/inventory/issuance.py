@@ -75,14 +75,14 @@ def fingerprint(grant: Grant) -> str:
 
     The octets of the CSR are not part of it: a device that binds its CSR to the connection signs every retry anew.
     """
-    csr = grant.csr
+    csr, named = grant.csr, grant.csr.change or grant.csr
     values = [
         grant.requester,
         grant.label,
         str(grant.operation),
         csr.spki_sha256,
-        [[attribute.oid, attribute.value] for attribute in csr.subject],
-        sorted([name.kind, name.value] for name in csr.san),
+        [[attribute.oid, attribute.value] for attribute in named.subject],
+        sorted([name.kind, name.value] for name in named.san),
         None if grant.predecessor is None else f"{grant.predecessor:x}",
     ]
     return hashlib.sha256(canonical_json(values).encode()).hexdigest()

@@ -117,11 +117,15 @@ class Renewal(_Section):
     Attributes:
         key_reuse: `never`, or `same-device` for secure elements whose key cannot be made anew.
         may_change_algorithm: a renewal may bring a key of another kind.
+        change_names: `never`, or `same-device`: a ChangeSubjectName may ask for others of the same device's names.
+        empty_subject: such a change may leave the subject empty; its names are in the SAN then.
         at_par: what the certificate has, names and kind of key, it may keep, though the profile has become stricter.
     """
 
     key_reuse: Literal["never", "same-device"] = "never"
     may_change_algorithm: bool = True
+    change_names: Literal["never", "same-device"] = "never"
+    empty_subject: bool = False
     at_par: bool = True
 
 

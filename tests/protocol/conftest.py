@@ -21,6 +21,14 @@ ca = "acme"
 [labels.p384]
 profile = "p384"
 ca = "acme"
+
+[labels.renaming]
+profile = "renaming"
+ca = "acme"
+
+[labels.nameless]
+profile = "nameless"
+ca = "acme"
 """
 
 
@@ -32,6 +40,10 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
     (profiles / "element.toml").write_text(device.replace('"never"', '"same-device"'), "utf-8")
     keys = device[device.index("key_types") : device.index("rsa_bits")]
     (profiles / "p384.toml").write_text(device.replace(keys, 'key_types = ["P-384"]\n'), "utf-8")
+    device = device.replace("[allowed.san]\ndns = { values = [", '[allowed.san]\ndns = { values = ["*.example.com", ')
+    device += 'change_names = "same-device"\n'
+    (profiles / "renaming.toml").write_text(device, "utf-8")
+    (profiles / "nameless.toml").write_text(f"{device}empty_subject = true\n", "utf-8")
     home.configure(EXTRA)
     return home
 
