@@ -4,7 +4,8 @@ Rules, in their order:
 1. The octets are one PKCS#10 request and nothing else (RFC 2986).
 2. The public key is of a known kind and survives re-encoding unchanged: what is certified is what was sent.
 3. The key is not weak (`estserver.weak_keys`), nor blocked.
-4. The signature hash is SHA-256 or better, and the signature verifies with the key in the request (RFC 7030 §4.2.1).
+4. The signature hash is SHA-256 or better, and the signature verifies with the key in the request (RFC 7030 §4.2.1);
+   for a key that cannot sign, with that of the certificate which its statement of possession names (RFC 9883).
 5. At most one extensionRequest, one challengePassword and one ChangeSubjectName, each with one value (RFC 2985 §5.4).
 
 Where the server makes the key, 2 to 4 do not apply: key and signature are ignored (RFC 7030 §4.4.1).
@@ -27,9 +28,19 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, mldsa, rsa
 
-from estserver import asn1, weak_keys
+from estserver import asn1, possession, weak_keys
 from estserver.errors import MalformedRequest, ProofOfPossessionFailed
-from estserver.model import Csr, Der, GeneralName, KeyFacts, NameAttribute, NameChange, RequestedExtension, SpkiHash
+from estserver.model import (
+    CertificateRecord,
+    Csr,
+    Der,
+    GeneralName,
+    KeyFacts,
+    NameAttribute,
+    NameChange,
+    RequestedExtension,
+    SpkiHash,
+)
 
 BINDING_MAX_CHARS = 255  # RFC 2985 §5.4.1: pkcs-9-ub-challengePassword
 KEY_USAGE_BITS = (
@@ -38,7 +49,10 @@ KEY_USAGE_BITS = (
 )
 """The bits of keyUsage in their order (RFC 5280 §4.2.1.3); the last two mean something beside key_agreement only."""
 _EXTENSION_REQUESTS = (asn1.OID_EXTENSION_REQUEST, asn1.OID_EXTENSION_REQUEST_MS)  # cryptography reads either
-_READ = (*_EXTENSION_REQUESTS, asn1.OID_CHALLENGE_PASSWORD, asn1.OID_CHANGE_SUBJECT_NAME)
+_READ = (
+    *(*_EXTENSION_REQUESTS, asn1.OID_CHALLENGE_PASSWORD),
+    *(asn1.OID_CHANGE_SUBJECT_NAME, possession.OID_STATEMENT),
+)
 SIGNATURE_HASHES = frozenset({"SHA256", "SHA384", "SHA512"})
 
 _CURVES = {"secp256r1": "P-256", "secp384r1": "P-384", "secp521r1": "P-521"}
@@ -79,21 +93,43 @@ DEFAULT_BOUNDS = Bounds()
 UNKNOWN_KEY = KeyFacts("", "unknown")
 
 
-def parse(der: Der, bounds: Bounds = DEFAULT_BOUNDS) -> Csr:
+Vouch = Callable[[possession.Statement], CertificateRecord]
+"""Finds the certificate that a statement of possession names, or raises why it does not count."""
+
+
+def parse(der: Der, bounds: Bounds = DEFAULT_BOUNDS, vouch: Vouch | None = None) -> Csr:
     """Read and verify a certification request.
 
+    Args:
+        vouch: without it no key is taken that cannot sign.
+
     Raises:
-        MalformedRequest, WeakKey, ProofOfPossessionFailed: and nothing else, whatever the bytes are.
+        MalformedRequest, WeakKey, ProofOfPossessionFailed: and nothing else, whatever the bytes are, but for what
+            `vouch` raises.
     """
     request, parts = _load(der)
     try:
         key = request.public_key()
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise MalformedRequest(f"the request cannot be read: {_first_line(error)}") from None
-    facts = key_facts(key)
+    statement = _single(parts, possession.OID_STATEMENT, "more than one statement of possession (RFC 9883 §3)")
+    established = possession.establishing(key) if statement is not None and vouch is not None else None
+    facts = established or key_facts(key)
     _same_octets(key, parts.spki)
     weak_keys.screen(key, spki_hash(parts.spki), bounds.blocked)
-    return _read(request, parts, bounds, facts, _verify(request))
+    if statement is None or vouch is None or established is None:
+        _reject_statement(statement)
+        return _read(request, parts, bounds, facts, _verify(request))
+    hash_name, voucher = _hash_name(request), vouch(possession.statement_of(statement))
+    possession.verify(request, voucher.certificate)
+    return replace(_read(request, parts, bounds, facts, hash_name), voucher=voucher)
+
+
+def _reject_statement(statement: asn1.Tlv | None) -> None:
+    if statement is not None:
+        raise MalformedRequest(
+            "a key that can sign proves its possession itself: leave out the statement (RFC 9883 §6)"
+        )
 
 
 def parse_without_key(der: Der, bounds: Bounds = DEFAULT_BOUNDS) -> Csr:
@@ -186,8 +222,8 @@ def _same_octets(key: object, spki: Der) -> None:
         )
 
 
-def _verify(request: x509.CertificateSigningRequest) -> str:
-    """Check the proof of possession; return the hash's name, empty for algorithms that have none."""
+def _hash_name(request: x509.CertificateSigningRequest) -> str:
+    """Return the name of the hash that was signed, empty for algorithms that have none."""
     try:
         algorithm = request.signature_hash_algorithm
         name = algorithm.name.upper().replace("-", "") if algorithm is not None else ""
@@ -197,6 +233,12 @@ def _verify(request: x509.CertificateSigningRequest) -> str:
         raise ProofOfPossessionFailed(
             f"the request is signed with {name}; SHA-256, SHA-384 or SHA-512 is wanted", code="weak-signature"
         )
+    return name
+
+
+def _verify(request: x509.CertificateSigningRequest) -> str:
+    """Check the proof of possession; return the hash's name."""
+    name = _hash_name(request)
     try:
         valid = request.is_signature_valid
     except (ValueError, TypeError, UnsupportedAlgorithm, InvalidSignature):

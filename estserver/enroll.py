@@ -19,6 +19,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
+from functools import partial
 
 from estserver import asn1, binding, csr, events, keygen
 from estserver.attempt import Admission, Attempt, Door, Request
@@ -165,7 +166,8 @@ class Enrollment:
         self._throttle.settle(now)
         try:
             _require_plausible(now, attempt.door.ca)
-            parse = csr.parse_without_key if request.operation is Operation.SERVERKEYGEN else csr.parse
+            vouched = partial(csr.parse, vouch=partial(self._authenticator.vouch, now=now))
+            parse = csr.parse_without_key if request.operation is Operation.SERVERKEYGEN else vouched
             attempt = replace(attempt, csr=parse(asn1.decode_body(request.body), self._bounds))
             attempt = replace(attempt, identity=self._identify(request, attempt.door, now))
             return self._admit(attempt, now)

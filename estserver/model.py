@@ -133,7 +133,7 @@ class KeyFacts:
     """What a public key is: `algorithm` is the family, `name` the exact kind.
 
     Attributes:
-        algorithm: `EC`, `RSA`, `Ed25519`, `Ed448` or `ML-DSA`.
+        algorithm: `EC`, `RSA`, `Ed25519`, `Ed448`, `ML-DSA`, or, to establish keys, `X25519` and `ML-KEM`.
         name: `P-256`, `P-384`, `P-521`, `RSA-3072`, `Ed25519`, `ML-DSA-65`, …
         bits: modulus or field size; 0 where it means nothing.
     """
@@ -178,6 +178,7 @@ class Csr:
         ca: basicConstraints CA:TRUE is requested.
         binding: text of the challengePassword attribute (RFC 7030 §3.5), or None.
         change: the names to certify instead, if there is a ChangeSubjectName.
+        voucher: the certificate whose key signed, where the key to certify cannot (RFC 9883).
         attributes: dotted OIDs of further attributes, ignored unless a profile names them.
     """
 
@@ -194,6 +195,7 @@ class Csr:
     ca: bool = False
     binding: str | None = None
     change: NameChange | None = None
+    voucher: CertificateRecord | None = None
     attributes: tuple[str, ...] = ()
 
 

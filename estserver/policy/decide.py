@@ -13,6 +13,7 @@ Rules, all checked before anything is refused:
 6. The names of a ChangeSubjectName (RFC 6402 §2.8) stand in for those of the request at a renewal, where the profile
    lets names change: rule 3 holds for them, none is kept at par, and they go on naming the same device. Elsewhere it is
    refused, since names that were asked for must not be passed over (RFC 7030 §4.2.1).
+7. A key that cannot sign is given only to whom the certificate that vouches for it names (RFC 9883 §3).
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ from estserver.model import (
     Operation,
 )
 from estserver.policy import names
-from estserver.policy.profile import EXTENDED_KEY_USAGES, NameRule, Profile
+from estserver.policy.profile import ESTABLISHING, EXTENDED_KEY_USAGES, NameRule, Profile
 
 NEVER = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)
 """notAfter of a certificate without a good end date (RFC 5280 §4.1.2.5)."""
@@ -141,6 +142,8 @@ def _violations(profile: Profile, ask: Ask, device: DeviceId | None) -> Iterator
         yield from _renewal(profile, ask, ask.previous)
     yield from _names(profile, ask, device)
     yield from _extensions(profile, ask.csr)
+    if ask.csr.voucher is not None:
+        yield from _vouched(ask, ask.csr.voucher)
     if ask.csr.change is not None:
         yield from _change(profile, ask, device)
 
@@ -171,8 +174,18 @@ def _identity(profile: Profile, ask: Ask, device: DeviceId | None) -> Iterator[V
         names.any_device(allowed, device) for allowed in (identity.devices, identity.within) if allowed is not None
     ):
         yield Violation(f"{identity} may not name the device {device}", authority=True)
-    if own is not None and device == own.device and own.profile != profile.name:
+    vouches = own is not None and ask.csr.voucher is not None and ask.csr.voucher.serial == own.serial
+    if own is not None and device == own.device and own.profile != profile.name and not vouches:
         yield Violation(f"a certificate of profile {own.profile} does not open profile {profile.name}", authority=True)
+
+
+def _vouched(ask: Ask, voucher: CertificateRecord) -> Iterator[Violation]:
+    if not names.same_subject(ask.names.subject, voucher.subject):
+        asked, has = names.subject_text(ask.names.subject), names.subject_text(voucher.subject)
+        yield Violation(f"the subject {asked!r} is not {has!r}, of the certificate that vouches for it", authority=True)
+    for name in ask.names.san:
+        if name not in voucher.san:
+            yield Violation(f"the certificate that vouches for the key does not have the name {name}", authority=True)
 
 
 def _key(profile: Profile, ask: Ask) -> Iterator[Violation]:
@@ -308,6 +321,8 @@ def _extensions(profile: Profile, csr: Csr) -> Iterator[Violation]:
 
 
 def _key_usages(profile: Profile, csr: Csr) -> tuple[str, ...]:
+    if csr.key.name in ESTABLISHING:
+        return (ESTABLISHING[csr.key.name],)
     return profile.certificate.key_usage_rsa if csr.key.algorithm == "RSA" else profile.certificate.key_usage
 
 

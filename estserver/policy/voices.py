@@ -17,7 +17,7 @@ from estserver import asn1, csrattrs
 from estserver.model import Der, Extension, Identity
 from estserver.policy import names
 from estserver.policy.decide import key_types_text, usage_extensions
-from estserver.policy.profile import EXTENDED_KEY_USAGES, Profile
+from estserver.policy.profile import ESTABLISHING, EXTENDED_KEY_USAGES, Profile
 from estserver.policy.wanted import Wanted, device_attribute, wanted_names
 
 # (attribute OID, its values; AlgorithmIdentifier for the template) by key type
@@ -29,6 +29,9 @@ _PLAIN = {
     "ML-DSA-44": "2.16.840.1.101.3.4.3.17",
     "ML-DSA-65": "2.16.840.1.101.3.4.3.18",
     "ML-DSA-87": "2.16.840.1.101.3.4.3.19",
+    "X25519": "1.3.101.110",
+    "ML-KEM-768": "2.16.840.1.101.3.4.4.2",
+    "ML-KEM-1024": "2.16.840.1.101.3.4.4.3",
 }
 
 
@@ -77,8 +80,10 @@ def wanted_key(profile: Profile) -> str | None:
 
 
 def _extensions(profile: Profile) -> tuple[Extension, ...]:
-    rules = profile.certificate
-    return usage_extensions(rules.key_usage, tuple(EXTENDED_KEY_USAGES[name] for name in rules.extended_key_usage))
+    rules, kinds = profile.certificate, profile.constraints.key_types
+    established = {ESTABLISHING[kind] for kind in kinds if kind in ESTABLISHING}
+    usages = rules.key_usage if not established else tuple(established) if len(established) == 1 else ()
+    return usage_extensions(usages, tuple(EXTENDED_KEY_USAGES[name] for name in rules.extended_key_usage))
 
 
 def _key_attribute(key: str, profile: Profile) -> csrattrs.CsrAttribute:
@@ -113,7 +118,12 @@ def explain(profile: Profile) -> Iterator[str]:
     yield f"  keys          {key_types_text(profile)}; signed with {', '.join(profile.constraints.signature_hashes)}"
     lifetime = rules.lifetime if isinstance(rules.lifetime, str) else _days(rules.lifetime)
     yield f"  valid for     {lifetime}; due for renewal after {rules.renew_at:.0%} of it"
-    yield f"  key usage     {', '.join(rules.key_usage)}; for RSA {', '.join(rules.key_usage_rsa)}"
+    established = {kind: use for kind, use in ESTABLISHING.items() if kind in profile.constraints.key_types}
+    if established:
+        yield f"  key usage     {', '.join(f'{use} for {kind}' for kind, use in established.items())}"
+        yield "  possession    stated, and signed with the key of a certificate of this CA (RFC 9883)"
+    else:
+        yield f"  key usage     {', '.join(rules.key_usage)}; for RSA {', '.join(rules.key_usage_rsa)}"
     yield f"  purposes      {', '.join(rules.extended_key_usage) or 'not restricted'}"
     algorithm = "may" if profile.renewal.may_change_algorithm else "may not"
     yield f"  renewal       key reuse: {profile.renewal.key_reuse}; {algorithm} change the algorithm"
