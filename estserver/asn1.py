@@ -13,7 +13,7 @@ import base64
 import binascii
 import hashlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -30,10 +30,9 @@ OID_SMIME_CAPABILITIES = "1.2.840.113549.1.9.15"
 OID_DECRYPT_KEY_ID = "1.2.840.113549.1.9.16.2.37"
 OID_ASYMMETRIC_DECRYPT_KEY_ID = "1.2.840.113549.1.9.16.2.54"
 OID_CHANGE_SUBJECT_NAME = "1.3.6.1.5.5.7.7.36"
-OID_CSR_TEMPLATE = "1.2.840.113549.1.9.16.2.61"
 OID_SAN = "2.5.29.17"
 
-_SEQUENCE, _SET, _INTEGER, _OID, _CONTEXT_0 = 0x30, 0x31, 0x02, 0x06, 0xA0
+_SEQUENCE, _SET, _INTEGER, _OID, _CONTEXT_0, _CONTEXT_1 = 0x30, 0x31, 0x02, 0x06, 0xA0, 0xA1
 _OID_MAX_BYTES = 64
 OIDS_REMEMBERED_MAX = 512
 _STRING_CODECS = {0x0C: "utf-8", 0x13: "ascii", 0x14: "latin-1", 0x16: "ascii", 0x1E: "utf-16-be"}
@@ -183,6 +182,41 @@ def _attribute(tlv: Tlv) -> tuple[str, tuple[Tlv, ...]]:
     return dotted(oid.octets), tuple(read_children(values.content, most=64))
 
 
+def changed_names(value: Tlv) -> tuple[Der | None, Der | None]:
+    """Take a ChangeSubjectName apart: octets of the new Name and of the new GeneralNames; None for what is left out.
+
+    RFC 6402 §2.8 gives `subjectAlt` no tag, so that the first value in it tells it from a Name; the draft that replaces
+    RFC 5272 tags it `[1]`.
+
+    Raises:
+        MalformedRequest: neither of them, one twice, or in another order.
+    """
+    parts = read_children(_expect(value, _SEQUENCE, "a ChangeSubjectName").content, most=2)
+    tagged = [(_is_general_names(part), part) for part in parts]
+    kinds = [names for names, _ in tagged]
+    if kinds not in ([False], [True], [False, True]):
+        raise MalformedRequest(
+            "a ChangeSubjectName has a subject, a subjectAlt, or one after the other (RFC 6402 §2.8)"
+        )
+    subject = next((Der(part.octets) for names, part in tagged if not names), None)
+    san = next((Der(write_tlv(_SEQUENCE, part.content)) for names, part in tagged if names), None)
+    return subject, san
+
+
+def _is_general_names(part: Tlv) -> bool:
+    if part.tag == _CONTEXT_1:
+        return True
+    content = _expect(part, _SEQUENCE, "a name in the ChangeSubjectName").content
+    return bool(content) and content[0] & 0xC0 == 0x80  # a Name is made of SETs, these have tags of their own
+
+
+def unsigned_request(spki: Der, extensions: Der) -> Der:
+    """Write a request that nobody signed, for the extensions in it to be read like those of any other."""
+    wish = write_tlv(_SEQUENCE, oid_der(OID_EXTENSION_REQUEST), write_tlv(_SET, extensions))
+    info = write_tlv(_SEQUENCE, b"\x02\x01\x00", b"\x30\x00", spki, write_tlv(_CONTEXT_0, wish))
+    return Der(write_tlv(_SEQUENCE, info, algorithm_identifier(OID_EXTENSION_REQUEST), b"\x03\x01\x00"))
+
+
 def capabilities(value: Tlv) -> list[tuple[str, str | None]]:
     """Read SMIMECapabilities (RFC 8551 §2.5.2): each algorithm, and the one that its parameters name (RFC 5753 §7)."""
     found = []
@@ -318,25 +352,6 @@ def certs_only(certificates: Iterable[Der]) -> Der:
     return Der(write_tlv(_SEQUENCE, _SIGNED_DATA, write_tlv(_CONTEXT_0, signed_data)))
 
 
-@dataclass(frozen=True, slots=True)
-class CsrAttribute:
-    """One item of a csrattrs answer: a bare OID, or an attribute with values in DER (RFC 8951 §4)."""
-
-    oid: str
-    values: tuple[Der, ...] | None = None
-
-
-def csr_attrs(items: Sequence[CsrAttribute]) -> Der:
-    """Encode CsrAttrs (RFC 8951 §4): SEQUENCE OF CHOICE { OID, Attribute }."""
-    return Der(write_tlv(_SEQUENCE, *map(_attr_or_oid, items)))
-
-
-def _attr_or_oid(item: CsrAttribute) -> bytes:
-    if item.values is None:
-        return oid_der(item.oid)
-    return write_tlv(_SEQUENCE, oid_der(item.oid), write_tlv(_SET, *sorted(item.values)))
-
-
 @lru_cache(OIDS_REMEMBERED_MAX)
 def oid_der(oid: str) -> Der:
     """Encode a dotted object identifier."""
@@ -359,24 +374,6 @@ def extensions_der(extensions: Iterable[tuple[str, bool, Der]]) -> Der:
             ),
         )
     )
-
-
-def request_template(
-    *, subject_oids: Sequence[str], key_algorithm: Der | None, extensions: Sequence[tuple[str, bool, Der]]
-) -> Der:
-    """Encode a CertificationRequestInfoTemplate (RFC 9908 §3.4).
-
-    Args:
-        subject_oids: name attributes the device is to fill in, each without a value.
-        key_algorithm: AlgorithmIdentifier of the wanted key, or None.
-        extensions: given extensions; none leaves the mandatory `attributes [1]` empty.
-    """
-    rdns = [write_tlv(_SET, write_tlv(_SEQUENCE, oid_der(oid))) for oid in subject_oids]
-    subject = write_tlv(_SEQUENCE, *rdns) if rdns else b""
-    key = write_tlv(_CONTEXT_0, key_algorithm) if key_algorithm is not None else b""
-    wish = write_tlv(_SEQUENCE, oid_der(OID_EXTENSION_REQUEST), write_tlv(_SET, extensions_der(extensions)))
-    attributes = write_tlv(0xA1, wish) if extensions else b"\xa1\x00"
-    return Der(write_tlv(_SEQUENCE, b"\x02\x01\x00", subject, key, attributes))
 
 
 def algorithm_identifier(oid: str, *, curve: str | None = None, null: bool = False) -> Der:

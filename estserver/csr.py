@@ -4,8 +4,9 @@ Rules, in their order:
 1. The octets are one PKCS#10 request and nothing else (RFC 2986).
 2. The public key is of a known kind and survives re-encoding unchanged: what is certified is what was sent.
 3. The key is not weak (`estserver.weak_keys`), nor blocked.
-4. The signature hash is SHA-256 or better, and the signature verifies with the key in the request (RFC 7030 §4.2.1).
-5. At most one extensionRequest and one challengePassword, each with one value (RFC 2985 §5.4).
+4. The signature hash is SHA-256 or better, and the signature verifies with the key in the request (RFC 7030 §4.2.1);
+   for a key that cannot sign, with that of the certificate which its statement of possession names (RFC 9883).
+5. At most one extensionRequest, one challengePassword and one ChangeSubjectName, each with one value (RFC 2985 §5.4).
 
 Where the server makes the key, 2 to 4 do not apply: key and signature are ignored (RFC 7030 §4.4.1).
 
@@ -17,7 +18,8 @@ from __future__ import annotations
 import hashlib
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -26,9 +28,19 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, mldsa, rsa
 
-from estserver import asn1, weak_keys
+from estserver import asn1, possession, weak_keys
 from estserver.errors import MalformedRequest, ProofOfPossessionFailed
-from estserver.model import Csr, Der, GeneralName, KeyFacts, NameAttribute, RequestedExtension, SpkiHash
+from estserver.model import (
+    CertificateRecord,
+    Csr,
+    Der,
+    GeneralName,
+    KeyFacts,
+    NameAttribute,
+    NameChange,
+    RequestedExtension,
+    SpkiHash,
+)
 
 BINDING_MAX_CHARS = 255  # RFC 2985 §5.4.1: pkcs-9-ub-challengePassword
 KEY_USAGE_BITS = (
@@ -37,6 +49,10 @@ KEY_USAGE_BITS = (
 )
 """The bits of keyUsage in their order (RFC 5280 §4.2.1.3); the last two mean something beside key_agreement only."""
 _EXTENSION_REQUESTS = (asn1.OID_EXTENSION_REQUEST, asn1.OID_EXTENSION_REQUEST_MS)  # cryptography reads either
+_READ = (
+    *(*_EXTENSION_REQUESTS, asn1.OID_CHALLENGE_PASSWORD),
+    *(asn1.OID_CHANGE_SUBJECT_NAME, possession.OID_STATEMENT),
+)
 SIGNATURE_HASHES = frozenset({"SHA256", "SHA384", "SHA512"})
 
 _CURVES = {"secp256r1": "P-256", "secp384r1": "P-384", "secp521r1": "P-521"}
@@ -77,21 +93,43 @@ DEFAULT_BOUNDS = Bounds()
 UNKNOWN_KEY = KeyFacts("", "unknown")
 
 
-def parse(der: Der, bounds: Bounds = DEFAULT_BOUNDS) -> Csr:
+Vouch = Callable[[possession.Statement], CertificateRecord]
+"""Finds the certificate that a statement of possession names, or raises why it does not count."""
+
+
+def parse(der: Der, bounds: Bounds = DEFAULT_BOUNDS, vouch: Vouch | None = None) -> Csr:
     """Read and verify a certification request.
 
+    Args:
+        vouch: without it no key is taken that cannot sign.
+
     Raises:
-        MalformedRequest, WeakKey, ProofOfPossessionFailed: and nothing else, whatever the bytes are.
+        MalformedRequest, WeakKey, ProofOfPossessionFailed: and nothing else, whatever the bytes are, but for what
+            `vouch` raises.
     """
     request, parts = _load(der)
     try:
         key = request.public_key()
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise MalformedRequest(f"the request cannot be read: {_first_line(error)}") from None
-    facts = key_facts(key)
+    statement = _single(parts, possession.OID_STATEMENT, "more than one statement of possession (RFC 9883 §3)")
+    established = possession.establishing(key) if statement is not None and vouch is not None else None
+    facts = established or key_facts(key)
     _same_octets(key, parts.spki)
     weak_keys.screen(key, spki_hash(parts.spki), bounds.blocked)
-    return _read(request, parts, bounds, facts, _verify(request))
+    if statement is None or vouch is None or established is None:
+        _reject_statement(statement)
+        return _read(request, parts, bounds, facts, _verify(request))
+    hash_name, voucher = _hash_name(request), vouch(possession.statement_of(statement))
+    possession.verify(request, voucher.certificate)
+    return replace(_read(request, parts, bounds, facts, hash_name), voucher=voucher)
+
+
+def _reject_statement(statement: asn1.Tlv | None) -> None:
+    if statement is not None:
+        raise MalformedRequest(
+            "a key that can sign proves its possession itself: leave out the statement (RFC 9883 §6)"
+        )
 
 
 def parse_without_key(der: Der, bounds: Bounds = DEFAULT_BOUNDS) -> Csr:
@@ -136,16 +174,15 @@ def _read(
         spki_sha256=spki_hash(parts.spki),
         key=facts,
         signature_hash=signature_hash,
-        subject=tuple(_clean(attribute, bounds) for attribute in asn1.name_attributes(parts.subject)),
+        subject=_subject(parts.subject, bounds),
         san=wishes.san,
         extensions=wishes.extensions,
         key_usage=wishes.key_usage,
         extended_key_usage=wishes.extended_key_usage,
         ca=wishes.ca,
         binding=_binding(parts),
-        attributes=tuple(
-            oid for oid, _ in parts.attributes if oid not in (*_EXTENSION_REQUESTS, asn1.OID_CHALLENGE_PASSWORD)
-        ),
+        change=_change(parts, bounds),
+        attributes=tuple(oid for oid, _ in parts.attributes if oid not in _READ),
     )
 
 
@@ -185,8 +222,8 @@ def _same_octets(key: object, spki: Der) -> None:
         )
 
 
-def _verify(request: x509.CertificateSigningRequest) -> str:
-    """Check the proof of possession; return the hash's name, empty for algorithms that have none."""
+def _hash_name(request: x509.CertificateSigningRequest) -> str:
+    """Return the name of the hash that was signed, empty for algorithms that have none."""
     try:
         algorithm = request.signature_hash_algorithm
         name = algorithm.name.upper().replace("-", "") if algorithm is not None else ""
@@ -196,6 +233,12 @@ def _verify(request: x509.CertificateSigningRequest) -> str:
         raise ProofOfPossessionFailed(
             f"the request is signed with {name}; SHA-256, SHA-384 or SHA-512 is wanted", code="weak-signature"
         )
+    return name
+
+
+def _verify(request: x509.CertificateSigningRequest) -> str:
+    """Check the proof of possession; return the hash's name."""
+    name = _hash_name(request)
     try:
         valid = request.is_signature_valid
     except (ValueError, TypeError, UnsupportedAlgorithm, InvalidSignature):
@@ -222,10 +265,8 @@ def _wishes(request: x509.CertificateSigningRequest, parts: asn1.RequestParts, b
         return _Wishes()
     if len(found) > 1 or len(found[0]) != 1:
         raise MalformedRequest("more than one extensionRequest attribute (RFC 2985 §5.4.2)")
-    try:
-        with warnings.catch_warnings():  # what a client sends is no news about our libraries
-            warnings.simplefilter("ignore")
-            asked = list(request.extensions)
+    with _readable():
+        asked = list(request.extensions)
         wishes = _Wishes(
             extensions=tuple(
                 RequestedExtension(wish.oid.dotted_string, wish.critical, Der(wish.value.public_bytes()))
@@ -233,11 +274,20 @@ def _wishes(request: x509.CertificateSigningRequest, parts: asn1.RequestParts, b
                 if wish.oid.dotted_string != asn1.OID_SAN
             )
         )
-    except (ValueError, TypeError, KeyError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as error:
-        raise MalformedRequest(f"the requested extensions cannot be read: {_first_line(error)}") from None
     for wish in asked:
         wishes = _read_wish(wishes, wish.value, bounds)
     return wishes
+
+
+@contextmanager
+def _readable() -> Iterator[None]:
+    """Say of extensions that cannot be read that the request is at fault."""
+    try:
+        with warnings.catch_warnings():  # what a client sends is no news about our libraries
+            warnings.simplefilter("ignore")
+            yield
+    except (ValueError, TypeError, KeyError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as error:
+        raise MalformedRequest(f"the requested extensions cannot be read: {_first_line(error)}") from None
 
 
 def _read_wish(wishes: _Wishes, value: x509.ExtensionType, bounds: Bounds) -> _Wishes:
@@ -289,16 +339,51 @@ _NAME_READERS: tuple[tuple[type[x509.GeneralName], Callable[[Any], GeneralName]]
 )
 
 
-def _binding(parts: asn1.RequestParts) -> str | None:
-    found = [values for oid, values in parts.attributes if oid == asn1.OID_CHALLENGE_PASSWORD]
+def _change(parts: asn1.RequestParts, bounds: Bounds) -> NameChange | None:
+    """Read a ChangeSubjectName; the names in it are held to what holds for all names."""
+    value = _single(parts, asn1.OID_CHANGE_SUBJECT_NAME, "more than one ChangeSubjectName (RFC 6402 §2.8)")
+    if value is None:
+        return None
+    subject, san = asn1.changed_names(value)
+    return NameChange(
+        () if subject is None else _subject(subject, bounds), () if san is None else _san(san, parts.spki, bounds)
+    )
+
+
+def _san(names: Der, spki: Der, bounds: Bounds) -> tuple[GeneralName, ...]:
+    """Read GeneralNames as the extension that they would be."""
+    wanted = asn1.extensions_der([(asn1.OID_SAN, False, names)])
+    with _readable():
+        (found,) = x509.load_der_x509_csr(asn1.unsigned_request(spki, wanted)).extensions
+    san = _read_wish(_Wishes(), found.value, bounds).san
+    if not san:
+        raise MalformedRequest("the subjectAlt of the ChangeSubjectName names nothing: leave it out (RFC 6402 §2.8)")
+    return san
+
+
+def _single(parts: asn1.RequestParts, oid: str, otherwise: str) -> asn1.Tlv | None:
+    """Return the one value of an attribute; None when it is not there."""
+    found = [values for kind, values in parts.attributes if kind == oid]
     if not found:
         return None
     if len(found) > 1 or len(found[0]) != 1:
-        raise MalformedRequest("more than one challengePassword (RFC 7030 §3.5 puts one channel binding there)")
-    text = asn1.directory_string(found[0][0])
+        raise MalformedRequest(otherwise)
+    return found[0][0]
+
+
+def _binding(parts: asn1.RequestParts) -> str | None:
+    many = "more than one challengePassword (RFC 7030 §3.5 puts one channel binding there)"
+    value = _single(parts, asn1.OID_CHALLENGE_PASSWORD, many)
+    if value is None:
+        return None
+    text = asn1.directory_string(value)
     if not 1 <= len(text) <= BINDING_MAX_CHARS:
         raise MalformedRequest(f"the challengePassword is empty or longer than {BINDING_MAX_CHARS} characters")
     return text
+
+
+def _subject(name: Der, bounds: Bounds) -> tuple[NameAttribute, ...]:
+    return tuple(_clean(attribute, bounds) for attribute in asn1.name_attributes(name))
 
 
 def _clean(attribute: NameAttribute, bounds: Bounds) -> NameAttribute:

@@ -19,6 +19,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
+from functools import partial
 
 from estserver import asn1, binding, csr, events, keygen
 from estserver.attempt import Admission, Attempt, Door, Request
@@ -129,14 +130,18 @@ class Enrollment:
         """
         return self._door(label).ca.hierarchy
 
-    def csr_attributes(self, label: str) -> Der:
+    def csr_attributes(self, request: Request) -> Der:
         """Return what a CSR for a label should look like, for `/csrattrs` (RFC 7030 §4.5.2).
+
+        Anybody is answered; who is recognised is told what is known of it. A wrong secret is refused and paid for.
 
         Raises:
             UnknownLabel: no such label.
+            BadCredentials, RateLimited: the credential is not good, or was tried too often.
         """
-        door = self._door(label)
-        return csr_attributes(door.profile, binding_required=door.binding_required)
+        door, label = self._door(request.label), request.label
+        identity = self._recognise(request, door)
+        return csr_attributes(door.profile, binding_required=door.binding_required, label=label, identity=identity)
 
     def enroll(self, request: Request) -> Issued:
         """Issue what is asked, or return what was issued for the same request before.
@@ -161,7 +166,8 @@ class Enrollment:
         self._throttle.settle(now)
         try:
             _require_plausible(now, attempt.door.ca)
-            parse = csr.parse_without_key if request.operation is Operation.SERVERKEYGEN else csr.parse
+            vouched = partial(csr.parse, vouch=partial(self._authenticator.vouch, now=now))
+            parse = csr.parse_without_key if request.operation is Operation.SERVERKEYGEN else vouched
             attempt = replace(attempt, csr=parse(asn1.decode_body(request.body), self._bounds))
             attempt = replace(attempt, identity=self._identify(request, attempt.door, now))
             return self._admit(attempt, now)
@@ -200,6 +206,19 @@ class Enrollment:
         return self._authenticator.identify(
             request.peer, request.credentials, request.label, now, before_guess, both=door.both_required
         )
+
+    def _recognise(self, request: Request, door: Door) -> Identity | None:
+        """Establish who asks, where that may be left open (RFC 7030 §4.5)."""
+        if request.peer.certificate is None and request.credentials is None:
+            return None
+        now = self._clock()
+        self._throttle.settle(now)
+        try:
+            return self._identify(request, door, now)
+        except (BadCredentials, RateLimited) as error:
+            raise self._refuse(Attempt(request, door), error, now) from error.__cause__
+        except EstError:
+            return None
 
     def _admit(self, attempt: Attempt, now: datetime) -> Admission:
         request, door, identity = attempt.request, attempt.door, attempt.identity
@@ -263,6 +282,8 @@ class Enrollment:
         if identity.kind is IdentityKind.CERTIFICATE or device == shown.device:
             return shown
         found = self._inventory.current_by_names(asked.subject, asked.san, device)
+        if found is None and asked.change is not None:  # its own repeat finds the names changed
+            found = self._inventory.current_by_names(asked.change.subject, asked.change.san, device)
         if found is not None and found.spki_sha256 == asked.spki_sha256 and found.predecessor is not None:
             found = self._inventory.by_serial(found.predecessor)  # a repeat: what it renewed, not what came of it
         if found is None or found.revoked_at is not None or not found.not_before <= now <= found.not_after:

@@ -19,11 +19,12 @@ SpkiHash = NewType("SpkiHash", str)
 
 
 class Operation(StrEnum):
-    """The EST operations that end in a certificate (RFC 7030 §4.2, §4.4)."""
+    """The EST operations that ask who it is (RFC 7030 §4.2, §4.4, §4.5); all but the last end in a certificate."""
 
     SIMPLEENROLL = "simpleenroll"
     SIMPLEREENROLL = "simplereenroll"
     SERVERKEYGEN = "serverkeygen"
+    CSRATTRS = "csrattrs"
 
 
 # --- who asks -------------------------------------------------------------------------------------------------------
@@ -132,7 +133,7 @@ class KeyFacts:
     """What a public key is: `algorithm` is the family, `name` the exact kind.
 
     Attributes:
-        algorithm: `EC`, `RSA`, `Ed25519`, `Ed448` or `ML-DSA`.
+        algorithm: `EC`, `RSA`, `Ed25519`, `Ed448`, `ML-DSA`, or, to establish keys, `X25519` and `ML-KEM`.
         name: `P-256`, `P-384`, `P-521`, `RSA-3072`, `Ed25519`, `ML-DSA-65`, …
         bits: modulus or field size; 0 where it means nothing.
     """
@@ -152,6 +153,14 @@ class RequestedExtension:
 
 
 @dataclass(frozen=True, slots=True)
+class NameChange:
+    """The names to come of a ChangeSubjectName (RFC 6402 §2.8): what is empty was left out, and is to go."""
+
+    subject: tuple[NameAttribute, ...]
+    san: tuple[GeneralName, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Csr:
     """A certification request whose signature was verified (RFC 2986), or is to be ignored (RFC 7030 §4.4.1).
 
@@ -168,6 +177,8 @@ class Csr:
         extended_key_usage: requested purposes as dotted OIDs, or None.
         ca: basicConstraints CA:TRUE is requested.
         binding: text of the challengePassword attribute (RFC 7030 §3.5), or None.
+        change: the names to certify instead, if there is a ChangeSubjectName.
+        voucher: the certificate whose key signed, where the key to certify cannot (RFC 9883).
         attributes: dotted OIDs of further attributes, ignored unless a profile names them.
     """
 
@@ -183,6 +194,8 @@ class Csr:
     extended_key_usage: tuple[str, ...] | None = None
     ca: bool = False
     binding: str | None = None
+    change: NameChange | None = None
+    voucher: CertificateRecord | None = None
     attributes: tuple[str, ...] = ()
 
 

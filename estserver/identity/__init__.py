@@ -6,6 +6,7 @@ Rules:
   in time. It makes a device, or, with id-kp-cmcRA and a registered station, a registration authority (§3.7).
 - A certificate that reaches a manufacturer's anchor (implicit) makes an IDevID, which may enrol but not re-enrol.
 - Where a label wants both, the certificate says who it is and the credential what may be named besides (§3.2.3).
+- A certificate that vouches for a key which cannot sign (RFC 9883) is one of this CA's and held to the same rules.
 - What is neither is a stranger. Every reason is named; of a bad credential nothing is.
 """
 
@@ -20,11 +21,13 @@ from typing import Protocol
 from cryptography import x509
 from cryptography.x509.oid import NameOID
 
+from estserver.asn1 import issuer_and_serial
 from estserver.errors import BadCredentials, NotAuthenticated, NotAuthorized
 from estserver.identity.credentials import CredentialVerifier
 from estserver.identity.paths import Anchor, AnchorSet, Path, extension
-from estserver.model import BasicCredentials, CertificateRecord, Der, Identity, IdentityKind, Peer
+from estserver.model import BasicCredentials, CertificateRecord, Der, Identity, IdentityKind, Peer, Serial
 from estserver.policy.names import any_device, device_id
+from estserver.possession import Statement
 from estserver.records import AnchorRecord, CredentialRecord, StationRecord
 
 __all__ = ["Anchor", "AnchorSet", "Authenticator", "CredentialVerifier", "Registry"]
@@ -40,6 +43,9 @@ class Registry(Protocol):
 
     def authenticable(self, name: str, now: datetime) -> CredentialRecord | None:
         """Find a credential that may still authenticate."""
+
+    def by_serial(self, serial: Serial) -> CertificateRecord | None:
+        """Find a certificate of this CA by its serial."""
 
     def station(self, name: str) -> StationRecord | None:
         """Find a registered station."""
@@ -100,6 +106,23 @@ class Authenticator:
         shown = self._by_certificate(peer.certificate, peer.intermediates, now)
         return shown if vouched is None else _both(shown, vouched)
 
+    def vouch(self, statement: Statement, now: datetime) -> CertificateRecord:
+        """Return the certificate that a statement of possession names, if it may make one (RFC 9883 §3).
+
+        Raises:
+            NotAuthorized: it is none of this CA's, or it does not count, with every reason.
+        """
+        record = self._registry.by_serial(Serial(statement.serial))
+        named = record is not None and issuer_and_serial(record.certificate) == (statement.issuer, statement.serial)
+        if record is None or not named or statement.certificate not in (None, record.certificate):
+            raise NotAuthorized(
+                "the statement of possession names a certificate that is none of this CA", code="unknown-certificate"
+            )
+        path = self._explicit.path(record.certificate, (), now)
+        problems = ("it does not lead to this CA",) if path is None else path.problems
+        _require_sound(record, problems)
+        return record
+
     def _by_credential(
         self, credentials: BasicCredentials, label: str, now: datetime, before_guess: Callable[[], None]
     ) -> Identity:
@@ -123,14 +146,10 @@ class Authenticator:
 
     def _of_this_ca(self, leaf: Der, path: Path) -> Identity:
         record = self._registry.certificate(hashlib.sha256(leaf).hexdigest())
-        problems = list(path.problems)
         if record is None:
-            problems.append("the certificate is not in the inventory of this server")
-        elif record.revoked_at is not None:
-            problems.append(f"the certificate was revoked on {record.revoked_at:%Y-%m-%d} ({record.revocation_reason})")
-        if problems or record is None:
-            code = "revoked" if record is not None and record.revoked_at is not None else "bad-certificate"
-            raise NotAuthorized(*problems, code=code)
+            unknown = "the certificate is not in the inventory of this server"
+            raise NotAuthorized(*path.problems, unknown, code="bad-certificate")
+        _require_sound(record, path.problems)
         station = self._station(record, path.leaf)
         if station is not None:
             devices = (*station.devices, record.device)
@@ -151,6 +170,15 @@ class Authenticator:
         if self._implicit is None or self._implicit[0] != anchors:
             self._implicit = anchors, AnchorSet([Anchor(a.name, a.certificate) for a in anchors])
         return self._implicit
+
+
+def _require_sound(record: CertificateRecord, problems: Sequence[str]) -> None:
+    """Refuse a certificate of this CA that does not count, with every reason."""
+    if record.revoked_at is not None:
+        revoked = f"the certificate was revoked on {record.revoked_at:%Y-%m-%d} ({record.revocation_reason})"
+        raise NotAuthorized(*problems, revoked, code="revoked")
+    if problems:
+        raise NotAuthorized(*problems, code="bad-certificate")
 
 
 def _both(shown: Identity, vouched: Identity) -> Identity:

@@ -39,6 +39,7 @@ from estserver.inventory.schema import (
     device_key,
     reservation,
     station,
+    vouched,
 )
 from estserver.inventory.transaction import Transaction
 from estserver.inventory.void import mark_void
@@ -75,14 +76,14 @@ def fingerprint(grant: Grant) -> str:
 
     The octets of the CSR are not part of it: a device that binds its CSR to the connection signs every retry anew.
     """
-    csr = grant.csr
+    csr, named = grant.csr, grant.csr.change or grant.csr
     values = [
         grant.requester,
         grant.label,
         str(grant.operation),
         csr.spki_sha256,
-        [[attribute.oid, attribute.value] for attribute in csr.subject],
-        sorted([name.kind, name.value] for name in csr.san),
+        [[attribute.oid, attribute.value] for attribute in named.subject],
+        sorted([name.kind, name.value] for name in named.san),
         None if grant.predecessor is None else f"{grant.predecessor:x}",
     ]
     return hashlib.sha256(canonical_json(values).encode()).hexdigest()
@@ -287,10 +288,14 @@ def _look_again(connection: Connection, grant: Grant, row: Any) -> None:  # noqa
     if row.key_certified:
         _require_reusable(connection, grant)
     _keep_names_apart(grant, row.profiles)
-    if grant.predecessor is not None:
-        predecessor = _REVOKED.one(connection, which=grant.predecessor)
-        if predecessor is not None and predecessor.revoked_at is not None:
-            raise NotAuthorized("the certificate to be renewed was revoked")
+    for needed, what in ((grant.predecessor, "to be renewed"), (_voucher(grant), "that vouches for the key")):
+        found = None if needed is None else _REVOKED.one(connection, which=needed)
+        if found is not None and found.revoked_at is not None:
+            raise NotAuthorized(f"the certificate {what} was revoked")
+
+
+def _voucher(grant: Grant) -> Serial | None:
+    return None if grant.csr.voucher is None else grant.csr.voucher.serial
 
 
 _REVOKED = Prepared(select(certificate.c.revoked_at).where(has_serial(bindparam("which"))))
@@ -328,6 +333,8 @@ def _write_certificate(tx: Transaction, row_id: int, reserved: Reservation, der:
         certificate_der=der,
         csr_der=grant.csr.der,
     )
+    if grant.csr.voucher is not None:
+        tx.connection.execute(insert(vouched).values(certificate_id=row_id, voucher=_voucher(grant)))
 
 
 _SUPERSEDE = Prepared(

@@ -10,7 +10,7 @@ from sqlalchemy import BindParameter, ColumnElement, Connection, Select, and_, b
 
 from estserver.errors import NotFound
 from estserver.inventory.prepared import Prepared
-from estserver.inventory.schema import certificate, device_certificate, device_key, reservation
+from estserver.inventory.schema import certificate, device_certificate, device_key, reservation, vouched
 from estserver.model import (
     CertificateRecord,
     Der,
@@ -83,6 +83,12 @@ def of_device(connection: Connection, device: DeviceId) -> list[CertificateRecor
     """Return every certificate of a device, oldest first."""
     query = _BY_ID.where(certificate.c.device == device).order_by(certificate.c.id)
     return [to_record(row) for row in connection.execute(query)]
+
+
+def vouched_by(connection: Connection, serial: Serial) -> list[CertificateRecord]:
+    """Return the certificates of keys whose possession was stated with this one (RFC 9883)."""
+    query = _BY_ID.join(vouched, vouched.c.certificate_id == certificate.c.id).where(vouched.c.voucher == serial)
+    return [to_record(row) for row in connection.execute(query.order_by(certificate.c.id))]
 
 
 def key_device(connection: Connection, spki_sha256: SpkiHash) -> DeviceId | None:

@@ -45,7 +45,9 @@ def revoke(tx: Transaction, serial: Serial, reason: str, actor: str, announce: A
     record = queries.by_serial(tx.connection, serial)
     if record is None:
         raise NotFound(f"no certificate has the serial {serial:x}", advice="see: estserver inventory list")
-    return _revoke(tx, record, reason, actor, announce)
+    revoked = _revoke(tx, record, reason, actor, announce)
+    _revoke_vouched(tx, record, reason, actor, announce)
+    return revoked
 
 
 def revoke_device(
@@ -65,6 +67,15 @@ def revoke_device(
         for record in records
         if record.revoked_at is None and record.not_after >= tx.now
     ]
+
+
+def _revoke_vouched(tx: Transaction, voucher: CertificateRecord, reason: str, actor: str, announce: Announce) -> None:
+    """Revoke with a certificate what it vouched for, unless nothing is said against its key (RFC 9883 §6)."""
+    if reason == "superseded":
+        return
+    for record in queries.vouched_by(tx.connection, voucher.serial):
+        if record.revoked_at is None and record.not_after >= tx.now:
+            _revoke(tx, record, reason, actor, announce)
 
 
 def _revoke(

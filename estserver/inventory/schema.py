@@ -34,7 +34,7 @@ from sqlalchemy import (
 
 from estserver.model import GeneralName, NameAttribute, Serial
 
-SCHEMA_VERSIONS = ("0001", "0002", "0003")
+SCHEMA_VERSIONS = ("0001", "0002", "0003", "0004")
 """Every revision this code can migrate from; the last is the one it works with."""
 
 
@@ -218,6 +218,13 @@ Index(
     certificate.c.id,
     sqlite_where=certificate.c.revoked_at.is_not(None),
     postgresql_where=certificate.c.revoked_at.is_not(None),
+)
+
+vouched = Table(
+    "vouched",
+    metadata,
+    Column("certificate_id", Id, ForeignKey("certificate.id"), primary_key=True),
+    Column("voucher", SerialHex, nullable=False, index=True),
 )
 
 device_certificate = Table(

@@ -10,7 +10,10 @@ Rules, all checked before anything is refused:
    what was tolerated. `[renewal] at_par = false` in the profile ends that.
 5. Of the requested extensions only key usages count, as wishes within what the profile sets: never inverted, never
    widened (RFC 5272 §3.1). CA:TRUE and unknown critical extensions are refused, the rest is dropped.
-6. ChangeSubjectName is refused, since names that were asked for must not be passed over (RFC 7030 §4.2.1).
+6. The names of a ChangeSubjectName (RFC 6402 §2.8) stand in for those of the request at a renewal, where the profile
+   lets names change: rule 3 holds for them, none is kept at par, and they go on naming the same device. Elsewhere it is
+   refused, since names that were asked for must not be passed over (RFC 7030 §4.2.1).
+7. A key that cannot sign is given only to whom the certificate that vouches for it names (RFC 9883 §3).
 """
 
 from __future__ import annotations
@@ -24,7 +27,6 @@ from typing import Literal
 from cryptography import x509
 from cryptography.x509.oid import ExtensionOID
 
-from estserver.asn1 import OID_CHANGE_SUBJECT_NAME
 from estserver.csr import KEY_USAGE_BITS
 from estserver.errors import NotAuthorized, PolicyRefused
 from estserver.model import (
@@ -37,10 +39,11 @@ from estserver.model import (
     Grant,
     Identity,
     IdentityKind,
+    NameChange,
     Operation,
 )
 from estserver.policy import names
-from estserver.policy.profile import EXTENDED_KEY_USAGES, NameRule, Profile
+from estserver.policy.profile import ESTABLISHING, EXTENDED_KEY_USAGES, NameRule, Profile
 
 NEVER = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)
 """notAfter of a certificate without a good end date (RFC 5280 §4.1.2.5)."""
@@ -77,6 +80,16 @@ class Ask:
     apart_from: frozenset[str] = frozenset()
     request_id: str = ""
 
+    @property
+    def change(self) -> NameChange | None:
+        """How names are to change; that belongs to a renewal."""
+        return None if self.previous is None else self.csr.change
+
+    @property
+    def names(self) -> Csr | NameChange:
+        """What holds the names to certify."""
+        return self.change or self.csr
+
 
 @dataclass(frozen=True, slots=True)
 class Violation:
@@ -93,7 +106,7 @@ def decide(profile: Profile, ask: Ask) -> Grant:
         NotAuthorized: the identity may not ask for this, together with every other reason there is.
         PolicyRefused: the profile does not allow what is asked, with every reason.
     """
-    device = device_of(profile, ask.csr)
+    device = _device(profile, ask)
     tolerated = dict.fromkeys(_at_par(profile, ask, device))
     violations = [one for one in _violations(profile, ask, device) if one not in tolerated]
     if violations or device is None:
@@ -103,10 +116,17 @@ def decide(profile: Profile, ask: Ask) -> Grant:
     return _grant(profile, ask, device, tuple(violation.text for violation in tolerated))
 
 
-def device_of(profile: Profile, csr: Csr) -> DeviceId | None:
+def _device(profile: Profile, ask: Ask) -> DeviceId | None:
+    """Return whom it is for; what has no subject is renewed for whom it was given to."""
+    if ask.previous is not None and not ask.csr.subject:
+        return ask.previous.device
+    return device_of(profile, ask.csr)
+
+
+def device_of(profile: Profile, asked: Csr | NameChange) -> DeviceId | None:
     """Return the one device a request names, or None when it names none, or two."""
     for attribute in profile.device_id:
-        values = [a.value for a in csr.subject if a.oid == names.OIDS[attribute]]
+        values = [a.value for a in asked.subject if a.oid == names.OIDS[attribute]]
         if values:
             return names.device_id(values[0]) if len(values) == 1 else None
     return None
@@ -122,8 +142,10 @@ def _violations(profile: Profile, ask: Ask, device: DeviceId | None) -> Iterator
         yield from _renewal(profile, ask, ask.previous)
     yield from _names(profile, ask, device)
     yield from _extensions(profile, ask.csr)
-    if OID_CHANGE_SUBJECT_NAME in ask.csr.attributes:
-        yield Violation("ChangeSubjectName is not supported: put the names to certify into subject and SAN")
+    if ask.csr.voucher is not None:
+        yield from _vouched(ask, ask.csr.voucher)
+    if ask.csr.change is not None:
+        yield from _change(profile, ask, device)
 
 
 def _at_par(profile: Profile, ask: Ask, device: DeviceId | None) -> Iterator[Violation]:
@@ -132,7 +154,8 @@ def _at_par(profile: Profile, ask: Ask, device: DeviceId | None) -> Iterator[Vio
         return
     if ask.csr.key.name == ask.previous.key_name:
         yield from _key(profile, ask)
-    yield from _names(profile, ask, device)  # that they are the same, rule 4 sees to
+    if ask.change is None:
+        yield from _names(profile, ask, device)  # that they are the same, rule 4 sees to
 
 
 def _identity(profile: Profile, ask: Ask, device: DeviceId | None) -> Iterator[Violation]:
@@ -151,8 +174,18 @@ def _identity(profile: Profile, ask: Ask, device: DeviceId | None) -> Iterator[V
         names.any_device(allowed, device) for allowed in (identity.devices, identity.within) if allowed is not None
     ):
         yield Violation(f"{identity} may not name the device {device}", authority=True)
-    if own is not None and device == own.device and own.profile != profile.name:
+    vouches = own is not None and ask.csr.voucher is not None and ask.csr.voucher.serial == own.serial
+    if own is not None and device == own.device and own.profile != profile.name and not vouches:
         yield Violation(f"a certificate of profile {own.profile} does not open profile {profile.name}", authority=True)
+
+
+def _vouched(ask: Ask, voucher: CertificateRecord) -> Iterator[Violation]:
+    if not names.same_subject(ask.names.subject, voucher.subject):
+        asked, has = names.subject_text(ask.names.subject), names.subject_text(voucher.subject)
+        yield Violation(f"the subject {asked!r} is not {has!r}, of the certificate that vouches for it", authority=True)
+    for name in ask.names.san:
+        if name not in voucher.san:
+            yield Violation(f"the certificate that vouches for the key does not have the name {name}", authority=True)
 
 
 def _key(profile: Profile, ask: Ask) -> Iterator[Violation]:
@@ -192,15 +225,31 @@ def _renewal(profile: Profile, ask: Ask, previous: CertificateRecord) -> Iterato
         yield Violation(f"profile {profile.name} renews {previous.key_name} with {previous.key_name} only")
 
 
+def _change(profile: Profile, ask: Ask, device: DeviceId | None) -> Iterator[Violation]:
+    if ask.change is None:
+        yield Violation("ChangeSubjectName is for renewals: put the names to certify into subject and SAN")
+        return
+    if profile.renewal.change_names == "never":
+        yield Violation(f"profile {profile.name} changes no names at a renewal: leave out ChangeSubjectName")
+    if ask.change.subject and device_of(profile, ask.change) != device:
+        asked = names.subject_text(ask.change.subject)
+        yield Violation(f"the new subject {asked!r} does not name the device {device}", authority=True)
+
+
 def _names(profile: Profile, ask: Ask, device: DeviceId | None) -> Iterator[Violation]:
-    if device is not None:
-        yield from _subject(profile, ask, device)
-        yield from _san(profile, ask, device)
+    if device is None:
+        return
+    if not ask.names.subject and not profile.renewal.empty_subject:
+        yield Violation(f"profile {profile.name} wants a subject; one that ChangeSubjectName leaves out is to be empty")
+    if not ask.names.subject and not ask.names.san:
+        yield Violation("neither a subject nor a SAN would be left: one of them has to name the device")
+    yield from _subject(profile, ask, device)
+    yield from _san(profile, ask, device)
 
 
 def _subject(profile: Profile, ask: Ask, device: DeviceId) -> Iterator[Violation]:
     rules, seen = profile.allowed.subject, set[str]()
-    for attribute in ask.csr.subject:
+    for attribute in ask.names.subject:
         name = names.attribute_name(attribute.oid)
         rule = rules.get(name)
         if rule is None:
@@ -211,11 +260,7 @@ def _subject(profile: Profile, ask: Ask, device: DeviceId) -> Iterator[Violation
         seen.add(name)
         if not any(names.matches("text", value.replace("{device}", device), attribute.value) for value in rule.values):
             yield Violation(f"{name} {attribute.value!r} does not fit {_patterns(rule, device)}")
-        low, high = (2, 2) if name == "country" else (1, ATTRIBUTE_MAX_CHARS)
-        if not low <= len(attribute.value) <= high:
-            yield Violation(f"{name} has {len(attribute.value)} characters; {low} to {high} fit (RFC 5280 appendix A)")
-        if name in _PRINTABLE and not names.is_printable_string(attribute.value):
-            yield Violation(f"{name} {attribute.value!r} has characters that a PrintableString cannot hold")
+        yield from map(Violation, misfits(name, attribute.value))
     yield from (
         Violation(f"profile {profile.name} requires {name} in the subject")
         for name, rule in rules.items()
@@ -223,15 +268,24 @@ def _subject(profile: Profile, ask: Ask, device: DeviceId) -> Iterator[Violation
     )
 
 
+def misfits(name: str, value: str) -> Iterator[str]:
+    """Say why a certificate cannot hold this value of a subject attribute."""
+    low, high = (2, 2) if name == "country" else (1, ATTRIBUTE_MAX_CHARS)
+    if not low <= len(value) <= high:
+        yield f"{name} has {len(value)} characters; {low} to {high} fit (RFC 5280 appendix A)"
+    if name in _PRINTABLE and not names.is_printable_string(value):
+        yield f"{name} {value!r} has characters that a PrintableString cannot hold"
+
+
 def _san(profile: Profile, ask: Ask, device: DeviceId) -> Iterator[Violation]:
     rules = profile.allowed.san
-    for name in ask.csr.san:
+    for name in ask.names.san:
         rule = rules.get(name.kind)
         if rule is None:
             yield Violation(f"profile {profile.name} allows no {name.kind} names in the SAN")
         elif not _san_allowed(rule, name, ask, device):
             yield Violation(f"{ask.identity} may not have the name {name}", authority=True)
-    kinds = {name.kind for name in ask.csr.san}
+    kinds = {name.kind for name in ask.names.san}
     yield from (
         Violation(f"profile {profile.name} requires a {kind} name in the SAN")
         for kind, rule in rules.items()
@@ -267,6 +321,8 @@ def _extensions(profile: Profile, csr: Csr) -> Iterator[Violation]:
 
 
 def _key_usages(profile: Profile, csr: Csr) -> tuple[str, ...]:
+    if csr.key.name in ESTABLISHING:
+        return (ESTABLISHING[csr.key.name],)
     return profile.certificate.key_usage_rsa if csr.key.algorithm == "RSA" else profile.certificate.key_usage
 
 
@@ -295,8 +351,8 @@ def _grant(profile: Profile, ask: Ask, device: DeviceId, tolerated: tuple[str, .
         credential=ask.identity.name if ask.identity.kind is IdentityKind.CREDENTIAL else ask.identity.credential,
         device=device,
         csr=csr,
-        subject=csr.subject,
-        san=csr.san,
+        subject=ask.names.subject,
+        san=ask.names.san,
         extensions=usage_extensions(key_usage(profile, csr), extended_key_usage(profile, csr)),
         not_before=not_before,
         not_after=not_after,

@@ -33,7 +33,14 @@ EXTENDED_KEY_USAGES = {
 }
 
 SubjectAttribute = Literal["common_name", "serial_number"]
-KeyType = Literal["P-256", "P-384", "P-521", "RSA", "Ed25519", "Ed448", "ML-DSA-44", "ML-DSA-65", "ML-DSA-87"]
+SigningKey = Literal["P-256", "P-384", "P-521", "RSA", "Ed25519", "Ed448", "ML-DSA-44", "ML-DSA-65", "ML-DSA-87"]
+KeyType = SigningKey | Literal["X25519", "ML-KEM-768", "ML-KEM-1024"]
+ESTABLISHING = {
+    "X25519": "key_agreement",  # RFC 8410 §5, RFC 9295
+    "ML-KEM-768": "key_encipherment",  # RFC 9935 §5
+    "ML-KEM-1024": "key_encipherment",
+}
+"""Keys that cannot sign, and the one usage that each has; their possession is stated (RFC 9883)."""
 KeyUsageName = Literal["digital_signature", "content_commitment", "key_encipherment", "key_agreement"]
 EkuName = Literal["client_auth", "server_auth", "cmc_ra"]
 
@@ -117,11 +124,15 @@ class Renewal(_Section):
     Attributes:
         key_reuse: `never`, or `same-device` for secure elements whose key cannot be made anew.
         may_change_algorithm: a renewal may bring a key of another kind.
+        change_names: `never`, or `same-device`: a ChangeSubjectName may ask for others of the same device's names.
+        empty_subject: such a change may leave the subject empty; its names are in the SAN then.
         at_par: what the certificate has, names and kind of key, it may keep, though the profile has become stricter.
     """
 
     key_reuse: Literal["never", "same-device"] = "never"
     may_change_algorithm: bool = True
+    change_names: Literal["never", "same-device"] = "never"
+    empty_subject: bool = False
     at_par: bool = True
 
 
@@ -154,6 +165,10 @@ class Profile(_Section):
     def _consistent(self) -> Profile:
         if self.preferred_key is not None and self.preferred_key not in self.constraints.key_types:
             raise ValueError("preferred_key is not one of constraints.key_types")
+        if len({kind in ESTABLISHING for kind in self.constraints.key_types}) > 1:
+            raise ValueError(
+                "constraints.key_types has keys that sign beside keys that cannot: one would replace the other"
+            )
         if not any(attribute in self.allowed.subject for attribute in self.device_id):
             raise ValueError("device_id names no attribute that [allowed.subject] allows: nobody could ever enrol")
         return self

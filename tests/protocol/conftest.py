@@ -21,6 +21,18 @@ ca = "acme"
 [labels.p384]
 profile = "p384"
 ca = "acme"
+
+[labels.renaming]
+profile = "renaming"
+ca = "acme"
+
+[labels.nameless]
+profile = "nameless"
+ca = "acme"
+
+[labels.sealing]
+profile = "sealing"
+ca = "acme"
 """
 
 
@@ -32,6 +44,14 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
     (profiles / "element.toml").write_text(device.replace('"never"', '"same-device"'), "utf-8")
     keys = device[device.index("key_types") : device.index("rsa_bits")]
     (profiles / "p384.toml").write_text(device.replace(keys, 'key_types = ["P-384"]\n'), "utf-8")
+    original = device
+    device = device.replace("[allowed.san]\ndns = { values = [", '[allowed.san]\ndns = { values = ["*.example.com", ')
+    device += 'change_names = "same-device"\n'
+    (profiles / "renaming.toml").write_text(device, "utf-8")
+    (profiles / "nameless.toml").write_text(f"{device}empty_subject = true\n", "utf-8")
+    sealing = original.replace(keys, 'key_types = ["X25519", "ML-KEM-768", "ML-KEM-1024"]\n')
+    sealing = sealing.replace('extended_key_usage = ["client_auth"]\n', "")
+    (profiles / "sealing.toml").write_text(sealing, "utf-8")
     home.configure(EXTRA)
     return home
 

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import base64
+import json
+from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from devicesim.codec import parse_csrattrs
+from devicesim.client import EstClient
+from devicesim.codec import parse_csrattrs, san_wishes
+from devicesim.device import Device
+from devicesim.errors import CannotComply
+from devicesim.keystore import FileKeyStore
+from devicesim.transport import ClientIdentity
+from devicesim.trust import TrustAnchors
 from tests.csr_maker import (
     CHALLENGE_PASSWORD,
     CN,
@@ -21,7 +29,8 @@ from tests.csr_maker import (
     usage,
     values,
 )
-from tests.est_server import DEVICE_KINDS, Est, fresh_id
+from tests.est_server import DEVICE_KINDS, TLS12, TLS13, Answer, Est, basic, fresh_id, today
+from tests.makers import Maker
 
 pytestmark = pytest.mark.e2e
 LABELS = ["", *DEVICE_KINDS, "idevid", "bound", "p384"]
@@ -147,3 +156,76 @@ def test_the_answer_names_what_the_device_will_get(est: Est) -> None:
 def test_s_x13_sets_are_in_der_order(est: Est, label: str) -> None:
     for _, several in items(fetch(est, label)):
         assert several is None or several == sorted(several)
+
+
+# --- who asks -------------------------------------------------------------------------------------------------------
+
+
+def told(answer: Answer) -> tuple[list[tuple[str, str | None]], list[str]]:
+    """Subject and alternative names of the template, None and an empty value where the device is to fill in."""
+    wishes = parse_csrattrs(answer.der)
+    san = [san_wishes(wish.value) for wish in wishes.extensions if wish.oid == "2.5.29.17" and wish.value is not None]
+    subject = [(one.oid, one.value) for rdn in wishes.subject or () for one in rdn]
+    return subject, [name.text for names in san for name in names]
+
+
+NOBODY: tuple[list[tuple[str, str | None]], list[str]] = ([(CN, None)], [])
+
+
+@pytest.mark.parametrize("tls", [TLS12, TLS13])
+def test_s_x01_a_certificate_is_told_its_own_names(est: Est, tls: int) -> None:
+    san = ["dns:pump.plant.example", "ip:192.0.2.9"]
+    device = est.device(san=san)
+    answer = est.over(tls).get("csrattrs", client=device)
+    assert told(answer) == ([(CN, device.device)], san)
+    assert items(answer.der)[-1] == (CN, None), "a bare OID ends the list"
+    assert told(est.get("gateway/csrattrs", client=device)) == NOBODY, "another profile"
+    assert told(est.get("csrattrs")) == NOBODY
+
+
+def test_s_x01_a_credential_for_one_device_is_told_what_it_was_given(est: Est) -> None:
+    device = fresh_id()
+    one = est.home.credential(device, names=["dns:a.plant.example", "dns:*.plant.example"])
+    assert told(est.get("csrattrs", basic(one))) == ([(CN, device)], ["dns:a.plant.example"])
+    assert told(est.get("csrattrs", basic(est.home.credential("sn-*")))) == NOBODY
+    answer = est.post(request(new_key(), device, san=["dns:a.plant.example"]), credential=one)
+    assert answer.status == 200, "asking spends nothing"
+
+
+def test_s_x01_an_idevid_is_told_its_device_and_a_station_nothing(est: Est) -> None:
+    name = fresh_id()
+    maker = Maker(f"Maker {name}")
+    est.home.anchor(f"maker-{name}", maker.certificate)
+    assert told(est.get("csrattrs", client=maker.idevid(name))) == ([(CN, name)], [])
+    assert told(est.get("csrattrs", client=est.station("*"))) == NOBODY
+
+
+def test_s_x01_a_certificate_that_does_not_count_is_answered_like_nobody(est: Est) -> None:
+    revoked = est.device()
+    est.home.revoke(revoked.certificate)
+    for client in (revoked, Maker("Stranger").idevid(fresh_id())):
+        assert told(est.get("csrattrs", client=client)) == NOBODY
+
+
+def test_s_x01_a_wrong_secret_is_refused_here_too_and_written_down(est: Est) -> None:
+    name, _ = est.home.credential("sn-*")
+    answer = est.get("csrattrs", basic((name, "wrong")))
+    assert answer.status == 401
+    last = [row for row in est.home.audit() if row["actor"] == f"unrecognised:{name}"][-1]
+    assert "csrattrs" in json.dumps(last)
+
+
+def test_s_x12_the_device_enrols_by_the_names_it_is_told(est: Est, tmp_path: Path) -> None:
+    """Its manufacturer's certificate says who it is, and the answer says it in turn."""
+    name = fresh_id()
+    maker = Maker(f"Maker {name}")
+    est.home.anchor(f"maker-{name}", maker.certificate)
+    idevid = maker.idevid(name)
+    trust = TrustAnchors((est.home.root,))
+    shown = ClientIdentity((idevid.certificate,), idevid.key)
+    with EstClient(est.server.url, trust=trust, identity=shown) as client:
+        device = Device(name, store=FileKeyStore(tmp_path / "own"), clock=today)
+        assert device.enroll(client).device_id == name
+        other = Device(fresh_id(), store=FileKeyStore(tmp_path / "other"), clock=today)
+        with pytest.raises(CannotComply, match=f"call itself '{name}'"):
+            other.enroll(client)

@@ -34,6 +34,7 @@ from tests.makers import Maker
 
 pytestmark = pytest.mark.e2e
 VECTORS = Path(__file__).parents[1] / "vectors"
+CHANGES = sorted(VECTORS.glob("derived-changeSubjectName-*.der"))
 CLIENT_AUTH, SERVER_AUTH, CODE_SIGNING = (f"1.3.6.1.5.5.7.3.{arc}" for arc in (2, 1, 3))
 
 
@@ -439,30 +440,19 @@ def test_requested_extensions_that_cannot_be_read_are_400(est: Est, attributes: 
     assert est.enroll(request(new_key(), fresh_id(), *attributes)).status == 400
 
 
-@pytest.mark.parametrize("way", ["credential", "idevid", "renewal"])
-@pytest.mark.parametrize(
-    "vector",
-    [
-        "subject-only",
-        "san-only-untagged-rfc6402",
-        "san-only-tagged1-rfc5272bis-draft",
-        "subject-and-san-untagged-rfc6402",
-    ],
-)
-def test_s_e08_s_n04_change_subject_name_is_never_silently_ignored(est: Est, way: str, vector: str) -> None:
-    value = (VECTORS / f"derived-changeSubjectName-{vector}.der").read_bytes()
+@pytest.mark.parametrize("way", ["credential", "idevid"])
+@pytest.mark.parametrize("value", CHANGES)
+def test_s_e08_s_n04_change_subject_name_is_never_silently_ignored(est: Est, way: str, value: Path) -> None:
     name = fresh_id()
-    csr = request(new_key(), name, attribute(CHANGE_SUBJECT_NAME, value))
+    csr = request(new_key(), name, attribute(CHANGE_SUBJECT_NAME, value.read_bytes()))
     if way == "credential":
-        answer = est.enroll(csr)
-    elif way == "renewal":
-        answer = est.reenroll(csr, est.device(name))
+        answer = est.enroll(csr, label="renaming")
     else:
         maker = Maker(f"Maker {name}")
         est.home.anchor(f"maker-{name}", maker.certificate)
         answer = est.post(csr, client=maker.idevid(name))
     assert answer.status == 400
-    assert "ChangeSubjectName" in answer.text
+    assert "ChangeSubjectName is for renewals" in answer.text
 
 
 @pytest.mark.parametrize("kind", ["X25519", "ML-KEM"])
