@@ -124,7 +124,7 @@ def row_schema(*, numbered: bool) -> dict[str, object]:
             "maxLength": column.max_chars,
             "pattern": f"^{column.pattern.pattern}$"
             if name in REQUIRED and not numbered
-            else f"^({column.pattern.pattern})?$",
+            else f"^(?:{column.pattern.pattern})?$",
             "not": {"pattern": f"^{_MANGLED}$"},
         }
         for name, column in COLUMNS.items()
