@@ -181,3 +181,12 @@ def test_without_a_range_ids_and_serials_are_still_required(tmp_path):
     path.write_text('id = "b1"\nquantity = 1\n[product.sensor]\n')
     (tmp_path / "units.csv").write_text("mac\n02:00:5e:10:00:01\n")
     assert {text for _, _, text in refused(path)} == {"column 'device_id' is missing", "column 'serial' is missing"}
+
+
+def test_a_batch_of_the_largest_size_is_made_and_one_more_row_is_refused(tmp_path):
+    batch = load_batch(head(tmp_path, CHECKED, quantity=100_000))
+    assert len({unit.serial for unit in batch.units}) == len({unit.device_id for unit in batch.units}) == 100_000
+    assert [found[1] for found in refused(head(tmp_path, CHECKED, quantity=100_001))] == ["quantity"]
+    path = head(tmp_path / "read", CHECKED, quantity=100_000, more='units = "units.csv"\n')
+    (path.parent / "units.csv").write_text("hw_rev\n" + "A\n" * 100_001)
+    assert "has more than 100000 units; make several batches" in {text for _, _, text in refused(path)}
