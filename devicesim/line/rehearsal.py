@@ -178,7 +178,7 @@ class Rehearsal:
                 f" {ends:%Y-%m-%d %H:%M} UTC, which is not now",
                 advice=renew,
             )
-        asks = any(isinstance(unit.enrol_by, ByStation) for unit in self.part.units)
+        asks = self._part is None or any(isinstance(unit.enrol_by, ByStation) for unit in self._part.units)
         if asks and CMC_RA not in extended_key_usage(certificate):
             raise VerificationFailed(
                 "the station's certificate does not make it a registration authority (no id-kp-cmcRA)",
@@ -205,7 +205,8 @@ class Rehearsal:
         return f"{count} units ask for themselves" if count else "the station asks for every unit"
 
     def _check_server(self) -> str:
-        labels = sorted({unit.label or self.settings.est.label for unit in self.part.units})
+        own, units = self.settings.est.label, self._part.units if self._part else ()
+        labels = sorted({unit.label or own for unit in units} or {own})
         for label in labels:
             with self.station.open_est(label, ByStation()) as est:
                 est.cacerts()
