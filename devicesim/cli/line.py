@@ -9,21 +9,23 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TypeVar
 
 import click
 
 from devicesim.cli import now
+from devicesim.cli.line_batch import check, lease, rehearsed, schema
 from devicesim.cli.line_export import export_command, manifest_group
+from devicesim.cli.line_files import BATCH, CONFIG, FILE, LEASE, every_finding, load_both
 from devicesim.cli.options import echo_json, json_option
 from devicesim.errors import Conflict, StorageError, UsageProblem
 from devicesim.line.assembly import announcing, open_ledger, open_line, place, report_path
-from devicesim.line.batch import Batch, load_batch
-from devicesim.line.findings import Finding, InputInvalid
+from devicesim.line.batch import Batch
+from devicesim.line.findings import InputInvalid
+from devicesim.line.leases import allotted
 from devicesim.line.ledger import Ledger
 from devicesim.line.report import exit_code, make_report, write_report
 from devicesim.line.settings import Settings, load_settings, template
@@ -31,13 +33,6 @@ from devicesim.line.states import Failure
 from devicesim.line.station import Station
 from devicesim.line.steps import World
 from devicesim.line.terminal import BarProgress, PlainProgress, report_text, table
-
-T = TypeVar("T")
-FILE = click.Path(path_type=Path, dir_okay=False)
-BATCH = click.argument("batch_file", metavar="BATCH.TOML", type=FILE)
-CONFIG = click.option(
-    "--config", "config", type=FILE, default=Path("line.toml"), show_default=True, help="The station's configuration."
-)
 
 
 @click.group()
@@ -52,8 +47,8 @@ def line() -> None:
     """
 
 
-line.add_command(export_command)
-line.add_command(manifest_group)
+for command in (check, export_command, lease, manifest_group, schema):
+    line.add_command(command)
 
 
 @line.command()
@@ -122,44 +117,25 @@ def _write_config(path: Path, text: str) -> Settings:
 
 @line.command()
 @BATCH
-@json_option
-def check(batch_file: Path, as_json: bool) -> int:
-    """Check a batch without doing anything: every problem, with its file, row and column.
-
-    \b
-    Example:
-      devicesim line check demo/batch.toml
-    """
-    try:
-        with nullcontext() if as_json else _every_finding():
-            batch = load_batch(batch_file)
-    except InputInvalid as error:
-        if not as_json:
-            raise
-        findings = [{"file": f.file, "row": f.row, "column": f.column, "text": f.text} for f in error.findings]
-        echo_json({"valid": False, "findings": findings})
-        return error.exit_code
-    if as_json:
-        echo_json({"valid": True, "batch": batch.id, "units": len(batch.units), "content_sha256": batch.sha256()})
-    else:
-        click.echo(f"{batch_file}: batch {batch.id}, {len(batch.units)} units, no problems")
-    return 0
-
-
-@line.command()
-@BATCH
 @CONFIG
 @click.option("--slots", type=click.IntRange(1, 64), help="Units worked on at the same time.  [default: site.slots]")
+@LEASE
+@click.option("--dry-run", is_flag=True, help="Try everything a run needs; write nothing, enrol nothing.")
 @json_option
-def run(batch_file: Path, config: Path, slots: int | None, as_json: bool) -> int:
+def run(
+    batch_file: Path, config: Path, slots: int | None, lease_file: Path | None, dry_run: bool, as_json: bool
+) -> int:
     """Provision every unit of a batch that has not passed yet; run it again to resume.
 
     \b
     Example:
       devicesim line run demo/batch.toml --config station/line.toml --slots 4
     """
-    with _every_finding():
-        batch, settings = _load(batch_file, config)
+    if dry_run:
+        return rehearsed(batch_file, config, lease_file, as_json=as_json)
+    with every_finding():
+        batch, settings = load_both(batch_file, config)
+        batch = allotted(batch, lease_file, settings.site.station)
         station = Station.load(settings, file=config)
     caught: list[int] = []
     stop = threading.Event()
@@ -251,37 +227,8 @@ def report(batch_id: str, config: Path, as_json: bool) -> int:
 @contextmanager
 def _ledger(config: Path) -> Iterator[Ledger]:
     world = World(now, time.monotonic, lambda _seconds: True, random.random, secrets.token_bytes)
-    with _every_finding(), open_ledger(load_settings(config), world) as ledger:
+    with every_finding(), open_ledger(load_settings(config), world) as ledger:
         yield ledger
-
-
-def _load(batch_file: Path, config: Path) -> tuple[Batch, Settings]:
-    """Read both files and report the problems of both at once."""
-    findings: list[Finding] = []
-    batch = _read(lambda: load_batch(batch_file), findings)
-    settings = _read(lambda: load_settings(config), findings)
-    if batch is None or settings is None:
-        raise InputInvalid(findings)
-    return batch, settings
-
-
-def _read(load: Callable[[], T], findings: list[Finding]) -> T | None:
-    try:
-        return load()
-    except InputInvalid as error:
-        findings += error.findings
-        return None
-
-
-@contextmanager
-def _every_finding() -> Iterator[None]:
-    """List what is wrong with the files, one problem a line, where the error itself has room for the first alone."""
-    try:
-        yield
-    except InputInvalid as error:
-        for finding in error.findings if len(error.findings) > 1 else ():
-            click.echo(str(finding), err=True)
-        raise
 
 
 @contextmanager

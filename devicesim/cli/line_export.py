@@ -12,6 +12,7 @@ from pathlib import Path
 import click
 
 from devicesim.cli import now
+from devicesim.cli.line_files import CONFIG, FILE, every_finding
 from devicesim.cli.options import echo_json, json_option
 from devicesim.errors import ConfigInvalid, UsageProblem, VerificationFailed
 from devicesim.exports.export import Exported, export
@@ -19,14 +20,12 @@ from devicesim.exports.format import Format, Judged, Occasion
 from devicesim.exports.ledger import Issuers, Snapshot, snapshot
 from devicesim.exports.registry import format_named, formats_known
 from devicesim.line.assembly import open_ledger
-from devicesim.line.findings import InputInvalid
 from devicesim.line.settings import load_settings
 from devicesim.line.station import Station
 from devicesim.line.steps import World
 from devicesim.line.terminal import table
 from devicesim.trust import TrustAnchors, load_certificates
 
-FILE = click.Path(path_type=Path, dir_okay=False)
 SOME_LEFT_OUT = 4
 PROBLEMS_MAX = 100
 
@@ -35,7 +34,7 @@ PROBLEMS_MAX = 100
 @click.argument("name", metavar="[FORMAT]", required=False)
 @click.option("--list", "listing", is_flag=True, help="Show every format, what it is for, and what it cannot hold.")
 @click.option("--batch", metavar="ID", help="Which batch.")
-@click.option("--config", type=FILE, default=Path("line.toml"), show_default=True, help="The station's configuration.")
+@CONFIG
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), metavar="DIR", help="It comes into DIR/BATCH.")
 @click.option("--ca", type=FILE, help="The issuing CA's certificates, PEM, where the station's own chain has others.")
 @json_option
@@ -56,7 +55,7 @@ def export_command(
     if name is None or batch is None or out is None:
         raise UsageProblem("FORMAT, --batch and --out belong together", advice="see `devicesim line export --list`")
     form = format_named(name)
-    try:
+    with every_finding():
         settings = load_settings(config)
         station = Station.load(settings, file=config)
         world = World(now, time.monotonic, lambda _seconds: True, random.random, secrets.token_bytes)
@@ -65,10 +64,6 @@ def export_command(
             occasion = Occasion(batch, held.passed, station.identity)
             done = export(form, held.units, occasion, out, trust=station.trust, now=now())
             return _told(form, held, done, as_json=as_json)
-    except InputInvalid as error:
-        for finding in error.findings if len(error.findings) > 1 else ():
-            click.echo(str(finding), err=True)
-        raise
 
 
 def _told(form: Format, held: Snapshot, done: Exported, *, as_json: bool) -> int:

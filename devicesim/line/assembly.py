@@ -66,7 +66,7 @@ def announcing(settings: Settings, ledger: Ledger, world: World) -> Iterator[Ann
     if settings.mqtt is None:
         yield None
         return
-    identity = _mqtt_identity(settings, settings.mqtt)
+    identity = mqtt_identity(settings, settings.mqtt)
     last_seconds = settings.mqtt.drain.total_seconds()
     with (
         Announcer(ledger.connect, BrokerUrl.parse(settings.mqtt.url), identity, clock=world.clock) as announcer,
@@ -80,6 +80,7 @@ def report_path(settings: Settings, batch_id: str) -> Path:
     return settings.ledger.path.parent / "out" / batch_id / "report.json"
 
 
-def _mqtt_identity(settings: Settings, mqtt: Mqtt) -> MqttIdentity:
+def mqtt_identity(settings: Settings, mqtt: Mqtt) -> MqttIdentity:
+    """Return who the station is to the broker."""
     est = settings.est
     return MqttIdentity(est.cert, est.key, mqtt.trust or est.trust, settings.site.station)

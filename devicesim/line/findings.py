@@ -5,12 +5,13 @@ A person mends a manifest in one go or not at all, so no reader here stops at th
 
 from __future__ import annotations
 
+import codecs
 import re
 import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import ValidationError
 
@@ -29,16 +30,24 @@ class Finding:
         row: line in the file, the header being row 1; 0 when the problem has no single line.
         column: the column or key; empty when it is about the whole row or file.
         text: what is wrong and what would be right.
+        severity: a warning is worth a look and refuses nothing.
     """
 
     file: str
     row: int
     column: str
     text: str
+    severity: Literal["error", "warning"] = "error"
 
     def __str__(self) -> str:
         place = f"{self.file}:{self.row}" if self.row else self.file
-        return f"{place}: {self.column}: {self.text}" if self.column else f"{place}: {self.text}"
+        text = f"warning: {self.text}" if self.severity == "warning" else self.text
+        return f"{place}: {self.column}: {text}" if self.column else f"{place}: {text}"
+
+
+def errors_of(findings: Iterable[Finding]) -> list[Finding]:
+    """Return the findings that refuse a file."""
+    return [finding for finding in findings if finding.severity == "error"]
 
 
 class InputInvalid(ConfigInvalid):
@@ -46,8 +55,9 @@ class InputInvalid(ConfigInvalid):
 
     def __init__(self, findings: Iterable[Finding]) -> None:
         self.findings = tuple(findings)
-        count = f"{len(self.findings)} problems, the first: " if len(self.findings) > 1 else ""
-        super().__init__(f"{count}{self.findings[0]}", advice="correct it and run it again; nothing was done")
+        errors = errors_of(self.findings)
+        count = f"{len(errors)} problems, the first: " if len(errors) > 1 else ""
+        super().__init__(f"{count}{errors[0]}", advice="correct it and run it again; nothing was done")
 
 
 def read_bounded(path: Path, max_bytes: int) -> bytes:
@@ -64,6 +74,8 @@ def read_bounded(path: Path, max_bytes: int) -> bytes:
 
 def decode_utf8(path: Path, data: bytes) -> str:
     """Decode UTF-8, with or without a byte order mark; a bad byte is found with its row."""
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise InputInvalid([Finding(str(path), 1, "", 'is UTF-16 (a spreadsheet\'s "Unicode text"); save it as UTF-8')])
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

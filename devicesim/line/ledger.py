@@ -141,6 +141,7 @@ class Ledger:
                 return False
             intake.take_in(conn, batch, self._clock())
             body = {"batch": batch.id, "content_sha256": batch.sha256(), "quantity": len(batch.units)}
+            body |= {"first": batch.span.first, "last": batch.span.last} if batch.span else {}
             self._append(conn, "batch-opened", body)
         return True
 

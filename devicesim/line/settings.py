@@ -11,17 +11,16 @@ from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
 
-from devicesim.csr import key_type
-from devicesim.errors import UsageProblem
+from devicesim.csr import KEY_TYPES
 from devicesim.line.findings import InputInvalid, findings_of, read_toml
-from devicesim.mqtt.topics import identifier
+from devicesim.mqtt.topics import IDENTIFIER, identifier
 
 BUILD_FLOOR = datetime(2026, 11, 1, tzinfo=UTC)
 """No clock on a line that runs this code can rightly be earlier."""
 
-_DURATION = re.compile(r"(\d{1,6}(?:\.\d{1,3})?)(ms|s|m|h|d)")
+_DURATION = re.compile(r"([0-9]{1,6}(?:\.[0-9]{1,3})?)(ms|s|m|h|d)")
 _SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -42,33 +41,50 @@ def _floor(value: object) -> datetime:
 
 
 def _kind_of_key(name: str) -> str:
-    try:
-        return key_type(name).name
-    except UsageProblem as error:
-        raise ValueError(error.line) from error
+    if name not in KEY_TYPES:
+        raise ValueError(f"unknown key type {name[:80]!r} — one of {', '.join(KEY_TYPES)}")
+    return name
 
 
-def _url(*schemes: str) -> AfterValidator:
+def _patterned(pattern: str) -> WithJsonSchema:
+    """Say in the published schema what a check of ours says in Python."""
+    return WithJsonSchema({"type": "string", "pattern": f"^{pattern}$"})
+
+
+def _url_pattern(scheme: str) -> str:
+    return rf"{scheme}://[^/?#@\s]+(?:[/?#]\S*)?"
+
+
+def _url(scheme: str) -> AfterValidator:
+    pattern = re.compile(_url_pattern(scheme))
+
     def check(text: str) -> str:
-        parts = urlsplit(text)
-        if parts.scheme not in schemes or not parts.hostname or parts.username or parts.password:
-            raise ValueError(f"is a URL {' or '.join(f'{scheme}://HOST' for scheme in schemes)}, without a password")
+        if pattern.fullmatch(text) is None or not urlsplit(text).hostname:
+            raise ValueError(f"is a URL {scheme}://HOST, without a password")
         return text
 
     return AfterValidator(check)
 
 
-Identifier = Annotated[str, AfterValidator(identifier)]
-Duration = Annotated[timedelta, BeforeValidator(duration)]
-Floor = Annotated[datetime, BeforeValidator(_floor)]
+Identifier = Annotated[str, AfterValidator(identifier), _patterned(IDENTIFIER)]
+Duration = Annotated[timedelta, BeforeValidator(duration), _patterned(_DURATION.pattern)]
+Floor = Annotated[
+    datetime,
+    BeforeValidator(_floor),
+    WithJsonSchema({"anyOf": [{"const": "build"}, {"type": "string", "format": "date-time"}]}),
+]
 Label = Annotated[str, Field(pattern=r"^(?:[A-Za-z0-9][A-Za-z0-9._~-]{0,63})?$")]
-KeyAlgorithm = Annotated[str, AfterValidator(_kind_of_key)]
+KeyAlgorithm = Annotated[str, AfterValidator(_kind_of_key), WithJsonSchema({"type": "string", "enum": [*KEY_TYPES]})]
+HttpsUrl = Annotated[str, _url("https"), _patterned(_url_pattern("https"))]
+MqttsUrl = Annotated[str, _url("mqtts"), _patterned(_url_pattern("mqtts"))]
+Whole = Annotated[int, Field(strict=True)]
+"""A whole number, written as one: neither "4" nor true."""
 
 
 class Section(BaseModel):
     """A table of the file: frozen, nothing unknown, nothing guessed."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, str_strip_whitespace=True)
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Site(Section):
@@ -77,7 +93,7 @@ class Site(Section):
     id: Identifier
     line: Identifier
     station: Identifier
-    slots: Annotated[int, Field(ge=1, le=64)] = 4
+    slots: Annotated[Whole, Field(ge=1, le=64)] = 4
 
 
 class Est(Section):
@@ -88,13 +104,13 @@ class Est(Section):
         backoff, backoff_max: the first pause between attempts and the longest; each is doubled, with jitter.
     """
 
-    url: Annotated[str, _url("https")]
+    url: HttpsUrl
     trust: Path
     cert: Path
     key: Path
     label: Label = ""
     timeout: Duration = timedelta(seconds=10)
-    retries: Annotated[int, Field(ge=0, le=20)] = 5
+    retries: Annotated[Whole, Field(ge=0, le=20)] = 5
     backoff: Duration = timedelta(milliseconds=200)
     backoff_max: Duration = timedelta(seconds=10)
 
@@ -128,10 +144,10 @@ class Mqtt(Section):
         drain: how long the end of a run waits for the broker to take what is owed.
     """
 
-    url: Annotated[str, _url("mqtts")]
+    url: MqttsUrl
     domain: Identifier = "est"
     trust: Path | None = None
-    birth: bool = True
+    birth: Annotated[bool, Field(strict=True)] = True
     drain: Duration = timedelta(seconds=20)
 
 

@@ -87,7 +87,7 @@ def test_problems_of_both_files_come_together(tmp_path):
             "product.sensor.key_type",
             "unknown key type",
         ),
-        ('id = "b1"\nquantity = 1\n[product.sensor]\n[unit."sn-9"]\nenrol = "station"\n', "unit.sn-9", "no row"),
+        ('id = "b1"\nquantity = 1\n[product.sensor]\n[unit."sn-9"]\nenrol = "station"\n', "unit.sn-9", "no unit"),
         (
             'id = "b1"\nquantity = 1\n[product.sensor]\n[unit."sn-1"]\nenrol = "otp"\n',
             "unit.sn-1.otp.password_file",

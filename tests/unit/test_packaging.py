@@ -16,7 +16,18 @@ sys.argv = {argv!r}
 from {module} import main
 main()
 """
-EXTRAS = ("pydantic", "flask", "sqlalchemy", "alembic", "gunicorn", "paho", "rich", "prometheus_client", "amqtt")
+EXTRAS = (
+    "pydantic",
+    "flask",
+    "sqlalchemy",
+    "alembic",
+    "gunicorn",
+    "paho",
+    "rich",
+    "prometheus_client",
+    "amqtt",
+    "stdnum",
+)
 
 
 def run(module: str, *argv: str) -> subprocess.CompletedProcess[str]:
