@@ -5,7 +5,8 @@ Rules, in their order:
 2. The public key is of a known kind and survives re-encoding unchanged: what is certified is what was sent.
 3. The key is not weak (`estserver.weak_keys`), nor blocked.
 4. The signature hash is SHA-256 or better, and the signature verifies with the key in the request (RFC 7030 §4.2.1).
-5. At most one extensionRequest and one challengePassword, each with one value (RFC 2985 §5.4).
+5. At most one extensionRequest and one challengePassword, each with one value (RFC 2985 §5.4), and one attestation
+   with one bundle (draft-ietf-lamps-csr-attestation), of which the audit keeps the digest and nobody else anything.
 
 Where the server makes the key, 2 to 4 do not apply: key and signature are ignored (RFC 7030 §4.4.1).
 
@@ -26,7 +27,7 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, mldsa, rsa
 
-from estserver import asn1, weak_keys
+from estserver import asn1, attestation, weak_keys
 from estserver.errors import MalformedRequest, ProofOfPossessionFailed
 from estserver.model import Csr, Der, GeneralName, KeyFacts, NameAttribute, RequestedExtension, SpkiHash
 
@@ -37,6 +38,7 @@ KEY_USAGE_BITS = (
 )
 """The bits of keyUsage in their order (RFC 5280 §4.2.1.3); the last two mean something beside key_agreement only."""
 _EXTENSION_REQUESTS = (asn1.OID_EXTENSION_REQUEST, asn1.OID_EXTENSION_REQUEST_MS)  # cryptography reads either
+_READ = frozenset({*_EXTENSION_REQUESTS, asn1.OID_CHALLENGE_PASSWORD, attestation.OID_ATTESTATION})
 SIGNATURE_HASHES = frozenset({"SHA256", "SHA384", "SHA512"})
 
 _CURVES = {"secp256r1": "P-256", "secp384r1": "P-384", "secp521r1": "P-521"}
@@ -143,9 +145,8 @@ def _read(
         extended_key_usage=wishes.extended_key_usage,
         ca=wishes.ca,
         binding=_binding(parts),
-        attributes=tuple(
-            oid for oid, _ in parts.attributes if oid not in (*_EXTENSION_REQUESTS, asn1.OID_CHALLENGE_PASSWORD)
-        ),
+        attestation=attestation.of(parts),
+        attributes=tuple(oid for oid, _ in parts.attributes if oid not in _READ),
     )
 
 

@@ -207,7 +207,14 @@ class Enrollment:
         assert identity is not None
         payment = self._limits.of_identity(identity, request.peer)
         self._throttle.check(payment, now)
-        bound = binding.check(attempt.csr, request.peer, identity, attempt.device, required=door.binding_required)
+        bound = binding.check(
+            attempt.csr,
+            request.peer,
+            identity,
+            attempt.device,
+            required=door.binding_required,
+            many_keys=door.many_keys_bound,
+        )
         asked, key = attempt.csr, None
         if request.operation is Operation.SERVERKEYGEN:
             self._inventory.require(payment, now)  # who could not pay for a certificate has no key made
@@ -238,7 +245,8 @@ class Enrollment:
         assert attempt.csr is not None
         assert attempt.door.keygen is not None  # check_offered has let no other label through
         known = self._certificates(attempt, identity)
-        return keygen.make(attempt.door.keygen, attempt.door.profile, attempt.csr, known, self._random)
+        suite = attempt.request.peer.cipher
+        return keygen.make(attempt.door.keygen, attempt.door.profile, attempt.csr, known, self._random, suite=suite)
 
     def _certificates(self, attempt: Attempt, identity: Identity) -> list[Der]:
         """Return the certificates that are a device's own: to their keys a new one may be encrypted."""

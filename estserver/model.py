@@ -5,7 +5,7 @@ Nothing here does anything; a value means what the room that makes it says. All 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -47,6 +47,9 @@ class Peer:
         certificate: the leaf it presented, or None.
         intermediates: whatever else it presented, in its order.
         binding: None when this connection cannot give one that is safe to trust.
+        cipher: OpenSSL's name of the cipher suite; empty when unknown.
+        first_bound: given a key, returns the one that the binding of this connection vouched for first, which may be
+            this one; None where what is asked on one connection cannot be told from the rest.
     """
 
     address: str
@@ -54,6 +57,8 @@ class Peer:
     certificate: Der | None = None
     intermediates: tuple[Der, ...] = ()
     binding: ChannelBinding | None = None
+    cipher: str = ""
+    first_bound: Callable[[SpkiHash], SpkiHash] | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +157,14 @@ class RequestedExtension:
 
 
 @dataclass(frozen=True, slots=True)
+class Attestation:
+    """An AttestationBundle that came with a request: nobody here reads it, the audit says which it was."""
+
+    sha256: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class Csr:
     """A certification request whose signature was verified (RFC 2986), or is to be ignored (RFC 7030 §4.4.1).
 
@@ -168,6 +181,7 @@ class Csr:
         extended_key_usage: requested purposes as dotted OIDs, or None.
         ca: basicConstraints CA:TRUE is requested.
         binding: text of the challengePassword attribute (RFC 7030 §3.5), or None.
+        attestation: what was attested of the key, unread, or None.
         attributes: dotted OIDs of further attributes, ignored unless a profile names them.
     """
 
@@ -183,6 +197,7 @@ class Csr:
     extended_key_usage: tuple[str, ...] | None = None
     ca: bool = False
     binding: str | None = None
+    attestation: Attestation | None = None
     attributes: tuple[str, ...] = ()
 
 

@@ -301,9 +301,13 @@ class Wire:
         client: Holder | None = None,
         tls: int = TLS13,
         options: int = 0,
+        suites: str = "",
         resume: Wire | None = None,
     ) -> None:
         self.context = resume.context if resume is not None else _context(trust, client, tls, options)
+        if suites:
+            choose = self.context.set_cipher_list if tls == TLS12 else self.context.set_tls13_ciphersuites
+            choose(suites.encode())
         self._socket = socket.create_connection(("127.0.0.1", port))
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", 20, 0))
         self._tls12 = tls == TLS12

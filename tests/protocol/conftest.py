@@ -14,6 +14,12 @@ profile = "device"
 ca = "acme"
 channel_binding = "required"
 
+[labels.many]
+profile = "device"
+ca = "acme"
+channel_binding = "required"
+keys_per_binding = "any"
+
 [labels.element]
 profile = "element"
 ca = "acme"

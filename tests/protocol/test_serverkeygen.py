@@ -25,11 +25,13 @@ from devicesim.envelope import unseal
 from devicesim.errors import EstRefused
 from estserver.csr import spki_hash
 from estserver.enroll import Request
+from estserver.keys import DEVICE_KINDS
 from estserver.model import BasicCredentials, Operation, Peer
 from tests import csr_maker
 from tests.csr_maker import base64_lines, new_key, oid, request, sequence, spki, tlv, values
 from tests.est_server import (
     CERTS_ONLY,
+    EST,
     TLS12,
     TLS13,
     Answer,
@@ -37,6 +39,7 @@ from tests.est_server import (
     Holder,
     Home,
     RunningServer,
+    basic,
     found_home,
     fresh_id,
     today,
@@ -52,6 +55,7 @@ SMIME_CAPABILITIES, DECRYPT_KEY_ID, ASYMMETRIC_ID = (
 WRAP128, WRAP256, CBC128, CBC256 = (f"2.16.840.1.101.3.4.1.{arc}" for arc in (5, 45, 2, 42))
 RSA, OAEP, ECDH = "1.2.840.113549.1.1.1", "1.2.840.113549.1.1.7", "1.3.132.1.11.1"
 KEK_ID, KEK = bytes.fromhex("c0ffee01"), bytes(range(32))
+PEER = Peer("192.0.2.1", "TLSv1.3", cipher="TLS_AES_256_GCM_SHA384")
 SEALED = "application/pkcs7-mime; smime-type=server-generated-key"
 
 LABELS = """
@@ -234,6 +238,43 @@ def test_s_k02_a_device_asks_with_the_certificate_it_has(est: Est) -> None:
     assert certificate.subject == device.certificate.subject
 
 
+@pytest.mark.parametrize(
+    ("tls", "suites", "kind", "status"),
+    [
+        (TLS13, "TLS_AES_128_GCM_SHA256", "P-256", 200),
+        (TLS13, "TLS_AES_128_GCM_SHA256", "RSA-3072", 200),
+        (TLS13, "TLS_AES_128_GCM_SHA256", "P-384", 403),
+        (TLS13, "TLS_AES_128_GCM_SHA256", "ML-DSA-65", 403),
+        (TLS13, "TLS_CHACHA20_POLY1305_SHA256", "P-384", 200),
+        (TLS13, "", "P-384", 200),
+        (TLS12, "ECDHE+AES128", "P-256", 200),
+        (TLS12, "ECDHE+AES128", "P-384", 403),
+        (TLS12, "ECDHE-ECDSA-AES128-GCM-SHA256:ECDHE-ECDSA-CHACHA20-POLY1305", "P-384", 200),
+        (TLS12, "", "P-384", 200),
+    ],
+)
+def test_s_k02_no_key_leaves_through_a_cipher_suite_that_is_weaker(
+    est: Est, tls: int, suites: str, kind: str, status: int
+) -> None:
+    """RFC 7030 §4.4; the server chooses the strongest that both have, so that only who has none is refused."""
+    device = fresh_id()
+    credential = est.home.credential(device, label="made")
+    body = base64.b64encode(request(DEVICE_KINDS[kind](), device))
+    headers = {"Content-Type": "application/pkcs10", **basic(credential)}
+    with est.wire(tls=tls, suites=suites) as wire:
+        answer = wire.request("POST", f"{EST}/made/serverkeygen", body, headers)
+    assert answer.status == status, answer.text
+    if status == 200:
+        in_clear(answer)
+        return
+    assert answer.text.startswith(f"a {kind} key has 192 bits of security and is sent through no weaker cipher suite")
+    assert len(answer.text.splitlines()) == 1
+    assert est.home.audit()[-1]["outcome"] == "weak-cipher-suite"
+    with est.wire(tls=tls) as wire:
+        answer = wire.request("POST", f"{EST}/made/serverkeygen", body, headers)
+    assert answer.status == 200, "no use was spent"
+
+
 # --- what the request is worth ---------------------------------------------------------------------------------------
 
 
@@ -413,7 +454,7 @@ def agreeing(est: Est, key: x25519.X25519PrivateKey) -> Holder:
         Operation.SIMPLEENROLL,
         "agreement",
         base64_lines(request(new_key(), device)),
-        Peer("192.0.2.1"),
+        PEER,
         BasicCredentials(name, secret.encode()),
     )
     with est.home.enrollment(today) as enrollment:
@@ -459,9 +500,7 @@ def test_a_group_gets_each_its_own_key(est: Est) -> None:
     who = BasicCredentials(name, secret.encode())
     with est.home.enrollment(today) as enrollment:
         bodies = [base64_lines(request(new_key(), fresh_id())) for _ in range(4)]
-        admitted = [
-            enrollment.admit(Request(Operation.SERVERKEYGEN, "made", body, Peer("192.0.2.1"), who)) for body in bodies
-        ]
+        admitted = [enrollment.admit(Request(Operation.SERVERKEYGEN, "made", body, PEER, who)) for body in bodies]
         issued = enrollment.issue(admitted)
     for admission, one in zip(admitted, issued, strict=True):
         assert admission.key is not None
