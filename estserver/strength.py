@@ -40,11 +40,8 @@ def require_suite(suite: str, kind: str) -> None:
     """
     needed, offered = KEY_BITS[kind], cipher_bits(suite)
     if offered < needed:
-        what = (
-            f"the cipher suite {suite} of this connection has {offered}" if suite else "that of this one is not known"
-        )
         raise PolicyRefused(
-            f"a {kind} key has {needed} bits of security and is sent through no weaker cipher suite: {what}",
+            f"a {kind} key ({needed} bits of security) is not sent through {suite or 'an unknown cipher suite'} "
+            f"({offered}): connect with AES-256 or ChaCha20 (RFC 7030 §4.4)",
             code="weak-cipher-suite",
-            advice="connect with AES-256 or ChaCha20, or ask for a smaller key",
         )
