@@ -15,7 +15,7 @@ from OpenSSL import crypto
 
 from devicesim.der import der_value
 
-_SEED_BYTES, _SEED, _EXPANDED, _BOTH = 32, 0x80, 0x04, 0x30
+_SEED, _EXPANDED, _BOTH = 0x80, 0x04, 0x30
 _ALGORITHMS = tuple(bytes.fromhex(f"300b06096086480165030403{arc:02x}") for arc in (0x11, 0x12, 0x13))
 
 
@@ -29,12 +29,16 @@ def seed_form(data: bytes, passphrase: bytes | None = None) -> bytes | None:
     Raises:
         ExpandedKeyOnly: it holds none.
     """
-    kind = crypto.FILETYPE_PEM if data.lstrip().startswith(b"-----") else crypto.FILETYPE_ASN1
+    pem = b"-----BEGIN" in data
     try:
         with warnings.catch_warnings():
             # a cryptography key is what pyOpenSSL would rather have, and cryptography does not read these forms
             warnings.simplefilter("ignore", DeprecationWarning)
-            pkey = crypto.load_privatekey(kind, data, passphrase or b"")
+            pkey = (
+                crypto.load_privatekey(crypto.FILETYPE_PEM, data, passphrase or b"")  # without one it would ask
+                if pem
+                else crypto.load_privatekey(crypto.FILETYPE_ASN1, data)
+            )
             der = crypto.dump_privatekey(crypto.FILETYPE_ASN1, pkey)
     except (crypto.Error, ValueError, TypeError):
         return None
@@ -42,17 +46,16 @@ def seed_form(data: bytes, passphrase: bytes | None = None) -> bytes | None:
     if algorithm not in _ALGORITHMS:
         return None
     inner = parser.parse(octets)[4]
-    tag = inner[0]
-    seed = parser.parse(inner)[4] if tag == _SEED else parser.parse(_children(inner)[0])[4] if tag == _BOTH else b""
-    if len(seed) != _SEED_BYTES:
+    if inner[0] == _EXPANDED:
         raise ExpandedKeyOnly("an ML-DSA key in expanded form, without its seed (RFC 9881 §6)")
+    seed = parser.parse(_children(inner)[0] if inner[0] == _BOTH else inner)[4]
     return der_value(0x30, version, algorithm, der_value(_EXPANDED, der_value(_SEED, seed)))
 
 
 def _children(der: bytes) -> list[bytes]:
     content, found = parser.parse(der)[4], []
     while content:
-        length = len(b"".join(parser.parse(content)[3:]))
+        length = parser.peek(content)
         found.append(content[:length])
         content = content[length:]
     return found
