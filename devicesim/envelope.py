@@ -35,6 +35,7 @@ from devicesim.codec import decode_body
 from devicesim.csr import PrivateKey
 from devicesim.der import der_value, oid_value
 from devicesim.errors import BadAnswer, KeyStoreError, VerificationFailed
+from devicesim.mldsa import seed_form
 from devicesim.replies import Body
 
 DECRYPT_KEY_ID = "1.2.840.113549.1.9.16.2.37"
@@ -229,7 +230,7 @@ _KINDS = {
 def load_pkcs8(der: bytes) -> PrivateKey:
     """Read a private key."""
     with _reading("a private key"):
-        key = load_der_private_key(der, None)
+        key = load_der_private_key(seed_form(der) or der, None)
         if not isinstance(key, PrivateKey):
             raise TypeError("a key that cannot sign")
         return key

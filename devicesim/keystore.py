@@ -36,11 +36,13 @@ from cryptography.hazmat.primitives.serialization import (
     KeySerializationEncryption,
     NoEncryption,
     PrivateFormat,
+    load_der_private_key,
     load_pem_private_key,
 )
 
 from devicesim.csr import PrivateKey, key_type, load_csr, spki
 from devicesim.errors import DeviceSimError, KeyStoreError, Locked, StorageError
+from devicesim.mldsa import ExpandedKeyOnly, seed_form
 from devicesim.trust import TrustAnchors
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG})
@@ -305,13 +307,25 @@ def load_key(data: bytes, path: Path, passphrase: bytes | None = None) -> Privat
     if encrypted and passphrase is None:
         raise KeyStoreError(f"the key in {path} is encrypted", advice="give the file that holds its passphrase")
     try:
-        key = load_pem_private_key(data, passphrase if encrypted else None)
+        key = _read_key(data, passphrase if encrypted else None)
+    except ExpandedKeyOnly as error:
+        raise KeyStoreError(f"the key in {path} is {error}", advice="export it with its seed") from error
     except Exception as error:
         advice = "is the passphrase the right one?" if encrypted else "expected a private key in PEM"
         raise KeyStoreError(f"the key in {path} cannot be read", advice=advice) from error
     if not isinstance(key, PrivateKey):
         raise KeyStoreError(f"the key in {path} cannot sign")
     return key
+
+
+def _read_key(data: bytes, passphrase: bytes | None) -> object:
+    try:
+        return load_pem_private_key(data, passphrase)
+    except ValueError:
+        seed = seed_form(data, passphrase)
+        if seed is None:
+            raise
+        return load_der_private_key(seed, None)
 
 
 @contextlib.contextmanager

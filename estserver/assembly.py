@@ -156,6 +156,7 @@ def _door(
         cas[section.ca],
         section.ca,
         binding_required=section.channel_binding == "required",
+        many_keys_bound=section.keys_per_binding == "any",
         both_required=section.authentication == "both",
         keygen=_key_generation(settings, section),
     )

@@ -18,6 +18,7 @@ class Door:
     Attributes:
         ca_name: topic level of the CA's events.
         binding_required: whether every CSR must carry the channel binding.
+        many_keys_bound: whether one connection's binding may vouch for more than one key (RFC 9266 §4.1).
         both_required: whether a credential is wanted in addition to a certificate (RFC 7030 §3.2.3).
         keygen: how keys are made for devices, where they are (RFC 7030 §4.4).
     """
@@ -26,6 +27,7 @@ class Door:
     ca: IssuingCa
     ca_name: str
     binding_required: bool = False
+    many_keys_bound: bool = False
     both_required: bool = False
     keygen: KeyGeneration | None = None
 

@@ -126,6 +126,7 @@ class LabelSection(_Section):
     """`[labels.NAME]`: one path segment, one profile (RFC 7030 §3.2.2).
 
     Attributes:
+        keys_per_binding: how many keys the channel binding of one connection vouches for (RFC 9266 §4.1).
         serverkeygen: whether keys are made here for devices, and leave by TLS alone (RFC 7030 §4.4, §6).
         decryption_keys: file of symmetric keys that devices have too, a line `ID KEY` each in hexadecimal.
     """
@@ -133,6 +134,7 @@ class LabelSection(_Section):
     profile: str
     ca: str
     channel_binding: Literal["if-present", "required"] = "if-present"
+    keys_per_binding: Literal["one", "any"] = "one"
     serverkeygen: Literal["off", "on", "encrypted-only"] = "off"
     decryption_keys: Path | None = None
     authentication: Literal["either", "both"] = Field(
@@ -217,7 +219,7 @@ class ProxySection(_Section):
 
     Attributes:
         addresses: from which the proxy connects; nobody else is believed, this machine included. Empty: nobody is.
-        chain_header, tls_unique_header: empty when this proxy cannot give them.
+        chain_header, tls_unique_header, cipher_header: empty when this proxy cannot give them.
     """
 
     addresses: tuple[str, ...] = ()
@@ -225,6 +227,7 @@ class ProxySection(_Section):
     chain_header: HeaderOrNone = "X-SSL-Client-Chain"
     tls_version_header: HeaderName = "X-SSL-Protocol"
     tls_unique_header: HeaderOrNone = "X-SSL-Unique"
+    cipher_header: HeaderOrNone = "X-SSL-Cipher"
     address_header: HeaderName = "X-SSL-Client-Address"
 
     @field_validator("addresses")

@@ -6,7 +6,8 @@ Rules, in their order:
 3. The key is not weak (`estserver.weak_keys`), nor blocked.
 4. The signature hash is SHA-256 or better, and the signature verifies with the key in the request (RFC 7030 §4.2.1);
    for a key that cannot sign, with that of the certificate which its statement of possession names (RFC 9883).
-5. At most one extensionRequest, one challengePassword and one ChangeSubjectName, each with one value (RFC 2985 §5.4).
+5. At most one extensionRequest, one challengePassword and one ChangeSubjectName, each with one value (RFC 2985 §5.4),
+   and one attestation with one bundle (draft-ietf-lamps-csr-attestation), of which the audit keeps the digest alone.
 
 Where the server makes the key, 2 to 4 do not apply: key and signature are ignored (RFC 7030 §4.4.1).
 
@@ -28,7 +29,7 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, mldsa, rsa
 
-from estserver import asn1, possession, weak_keys
+from estserver import asn1, attestation, possession, weak_keys
 from estserver.errors import MalformedRequest, ProofOfPossessionFailed
 from estserver.model import (
     CertificateRecord,
@@ -50,8 +51,8 @@ KEY_USAGE_BITS = (
 """The bits of keyUsage in their order (RFC 5280 §4.2.1.3); the last two mean something beside key_agreement only."""
 _EXTENSION_REQUESTS = (asn1.OID_EXTENSION_REQUEST, asn1.OID_EXTENSION_REQUEST_MS)  # cryptography reads either
 _READ = (
-    *(*_EXTENSION_REQUESTS, asn1.OID_CHALLENGE_PASSWORD),
-    *(asn1.OID_CHANGE_SUBJECT_NAME, possession.OID_STATEMENT),
+    *(*_EXTENSION_REQUESTS, asn1.OID_CHALLENGE_PASSWORD, asn1.OID_CHANGE_SUBJECT_NAME),
+    *(attestation.OID_ATTESTATION, possession.OID_STATEMENT),
 )
 SIGNATURE_HASHES = frozenset({"SHA256", "SHA384", "SHA512"})
 
@@ -182,6 +183,7 @@ def _read(
         ca=wishes.ca,
         binding=_binding(parts),
         change=_change(parts, bounds),
+        attestation=attestation.of(parts),
         attributes=tuple(oid for oid, _ in parts.attributes if oid not in _READ),
     )
 

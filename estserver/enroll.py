@@ -14,7 +14,6 @@ Rules:
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -25,15 +24,11 @@ from estserver import asn1, binding, csr, events, keygen
 from estserver.attempt import Admission, Attempt, Door, Request
 from estserver.ca import SERIAL_BYTES, IssuingCa, serial_from
 from estserver.errors import (
-    AwaitingApproval,
     BadCredentials,
     CapacityError,
     ConfigError,
     EstError,
     InternalError,
-    KeyReused,
-    Known,
-    NotAuthenticated,
     NotAuthorized,
     NotOffered,
     RateLimited,
@@ -41,20 +36,19 @@ from estserver.errors import (
 )
 from estserver.identity import Authenticator
 from estserver.inventory import Claim, Inventory, Signed
-from estserver.limits import DEFAULT_LIMITS, Bucket, Limits, Throttle
+from estserver.limits import DEFAULT_LIMITS, Limits, Throttle
 from estserver.model import (
     CertificateRecord,
     Csr,
     Der,
-    Event,
     Identity,
     IdentityKind,
     Issued,
     Operation,
-    Refusal,
     Reservation,
 )
 from estserver.policy import Ask, csr_attributes, decide, device_of
+from estserver.refusals import Refusals
 
 _log = logging.getLogger(__name__)
 
@@ -97,6 +91,7 @@ class Enrollment:
         self._limits = limits
         self._bounds = bounds
         self._throttle = Throttle(inventory.refuse)
+        self._refusals = Refusals(inventory, limits, self._throttle, random)
 
     def check_clock(self) -> None:
         """Refuse to work by a clock that is outside the life of a CA.
@@ -172,7 +167,7 @@ class Enrollment:
             attempt = replace(attempt, identity=self._identify(request, attempt.door, now))
             return self._admit(attempt, now)
         except EstError as error:
-            raise self._refuse(attempt, error, now) from error.__cause__
+            raise self._refusals.tell(attempt, error, now) from error.__cause__
 
     def issue(self, admissions: Sequence[Admission]) -> list[Issued | EstError]:
         """Reserve, sign and record what was admitted: two transactions, however many there are.
@@ -186,7 +181,7 @@ class Enrollment:
         except EstError as error:
             results = [error] * len(admissions)
         return [
-            self._refuse(admission.attempt, result, now) if isinstance(result, EstError) else result
+            self._refusals.tell(admission.attempt, result, now) if isinstance(result, EstError) else result
             for admission, result in zip(admissions, results, strict=True)
         ]
 
@@ -216,7 +211,7 @@ class Enrollment:
         try:
             return self._identify(request, door, now)
         except (BadCredentials, RateLimited) as error:
-            raise self._refuse(Attempt(request, door), error, now) from error.__cause__
+            raise self._refusals.tell(Attempt(request, door), error, now) from error.__cause__
         except EstError:
             return None
 
@@ -226,7 +221,14 @@ class Enrollment:
         assert identity is not None
         payment = self._limits.of_identity(identity, request.peer)
         self._throttle.check(payment, now)
-        bound = binding.check(attempt.csr, request.peer, identity, attempt.device, required=door.binding_required)
+        bound = binding.check(
+            attempt.csr,
+            request.peer,
+            identity,
+            attempt.device,
+            required=door.binding_required,
+            many_keys=door.many_keys_bound,
+        )
         asked, key = attempt.csr, None
         if request.operation is Operation.SERVERKEYGEN:
             self._inventory.require(payment, now)  # who could not pay for a certificate has no key made
@@ -257,7 +259,8 @@ class Enrollment:
         assert attempt.csr is not None
         assert attempt.door.keygen is not None  # check_offered has let no other label through
         known = self._certificates(attempt, identity)
-        return keygen.make(attempt.door.keygen, attempt.door.profile, attempt.csr, known, self._random)
+        suite = attempt.request.peer.cipher
+        return keygen.make(attempt.door.keygen, attempt.door.profile, attempt.csr, known, self._random, suite=suite)
 
     def _certificates(self, attempt: Attempt, identity: Identity) -> list[Der]:
         """Return the certificates that are a device's own: to their keys a new one may be encrypted."""
@@ -316,78 +319,6 @@ class Enrollment:
             return error if isinstance(error, InternalError) else InternalError("the certificate could not be signed")
         told = events.issued(reservation, certificate, ca=door.ca_name, issuer=door.ca.name, random=self._random)
         return Signed(reservation, certificate, tuple(told))
-
-    def _refuse(self, attempt: Attempt, error: EstError, now: datetime) -> EstError:
-        """Tell of a request that ends in an error; return the error it is answered with."""
-        if isinstance(error, RateLimited):
-            self._note_often(attempt, error, now)
-        elif isinstance(error, CapacityError):
-            _log.warning("%s of label %r not served: %s", attempt.request.operation, attempt.request.label, error)
-        elif not isinstance(error, (AwaitingApproval, NotAuthenticated, InternalError)):
-            return self._write_down(attempt, error, now)
-        return error
-
-    def _write_down(self, attempt: Attempt, error: EstError, now: datetime) -> EstError:
-        request = attempt.request
-        refusal = Refusal(
-            code=error.code,
-            reasons=error.reasons,
-            operation=request.operation,
-            label=request.label,
-            requester=f"unrecognised:{_claimed(request)}" if attempt.identity is None else str(attempt.identity),
-            peer_address=request.peer.address,
-            device=attempt.device,
-            spki_sha256=None if attempt.csr is None else attempt.csr.spki_sha256,
-            request_id=request.id,
-        )
-        error.known = Known(refusal.requester, refusal.device, refusal.spki_sha256)
-        payment = self._payment(request, attempt.identity, error)
-        try:
-            self._throttle.check(payment, now)
-            self._inventory.refuse(refusal, now, self._findings(attempt, error, now), payment)
-        except RateLimited as limited:
-            self._note_often(attempt, limited, now)
-            return limited
-        except CapacityError as problem:
-            _log.error("%s; a refusal could not be written down: %r", problem, refusal)
-        return error
-
-    def _payment(self, request: Request, identity: Identity | None, error: EstError) -> tuple[Bucket, ...]:
-        """Say who pays for a refusal."""
-        if identity is not None:
-            return self._limits.of_identity(identity, request.peer)
-        guessed = request.credentials if isinstance(error, BadCredentials) else None
-        return self._limits.of_stranger(request.peer, guessed)
-
-    def _note_often(self, attempt: Attempt, error: RateLimited, now: datetime) -> None:
-        refusal = Refusal(
-            code=error.code,
-            reasons=error.reasons,
-            operation=attempt.request.operation,
-            label=attempt.request.label,
-            requester=error.owner,
-            peer_address=attempt.request.peer.address,
-            request_id=attempt.request.id,
-        )
-        error.known = Known(refusal.requester)
-        self._throttle.note(error, refusal, now)
-
-    def _findings(self, attempt: Attempt, error: EstError, now: datetime) -> list[Event]:
-        asked, device = attempt.csr, attempt.device
-        if not isinstance(error, KeyReused) or asked is None or device is None:
-            return []
-        owner = self._inventory.key_device(asked.spki_sha256)
-        if owner is None or owner == device:
-            return []
-        return [events.key_reused(device, owner, asked, now, ca=attempt.door.ca_name, random=self._random)]
-
-
-def _claimed(request: Request) -> str:
-    """Say who it was, for the audit, when it was not established who it is."""
-    if request.credentials is not None:
-        return request.credentials.name
-    leaf = request.peer.certificate
-    return "anonymous" if leaf is None else f"sha256-{hashlib.sha256(leaf).hexdigest()}"
 
 
 def _require_plausible(now: datetime, ca: IssuingCa) -> None:

@@ -7,7 +7,8 @@ Rules:
   reserved: no certificate is issued for a key that nobody gets.
 - Every request is a new key, since none is kept: a repeat is a new enrolment, costs a use of the credential, and what
   it brings supersedes what came before (docs/decisions/0007-server-keys.md).
-- Encrypted or not, it leaves over TLS only, to whoever the identity and the policy let have the certificate.
+- Encrypted or not, it leaves over TLS only, by a cipher suite no weaker than the key (`estserver.strength`), to whoever
+  the identity and the policy let have the certificate.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from estserver.model import Csr, Der, KeyFacts
 from estserver.policy import Profile
 from estserver.policy.voices import wanted_key
 from estserver.sealing import Capability, Generator, Random, Recipient, SharedKey
+from estserver.strength import require_suite
 
 KEY_IDENTIFIER_MAX_BYTES = 1024
 
@@ -67,19 +69,22 @@ class DeliveredKey:
 
 
 def make(
-    rules: KeyGeneration, profile: Profile, asked: Csr, certificates: Iterable[Der], random: Random
+    rules: KeyGeneration, profile: Profile, asked: Csr, certificates: Iterable[Der], random: Random, *, suite: str
 ) -> tuple[Csr, DeliveredKey]:
     """Make the key that a request wants; return the request with that key in it, and the key as it will leave.
 
     Args:
         certificates: those of the device, to whose keys it may be encrypted.
+        suite: the cipher suite of the connection that it leaves on.
 
     Raises:
         MalformedRequest, NotAuthorized, PolicyRefused: no key was made.
     """
     wish = wish_of(asked.der)
     recipient = recipient_of(wish, rules, certificates)
-    key = GeneratedKey(kind_for(profile, asked.key))
+    kind = kind_for(profile, asked.key)
+    require_suite(suite, kind)
+    key = GeneratedKey(kind)
     made = csr.with_key(asked, key.spki)
     if recipient is None:
         return made, DeliveredKey(key.pkcs8(), encrypted=False)

@@ -11,6 +11,7 @@ Rules:
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -21,8 +22,9 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, mldsa, padding, rsa, x25519
 from cryptography.x509.oid import SignatureAlgorithmOID
+from OpenSSL import crypto
 
-from estserver.asn1 import algorithm_identifier
+from estserver.asn1 import algorithm_identifier, read_children, read_tlv, write_tlv
 from estserver.errors import ConfigError
 from estserver.model import Der
 
@@ -90,7 +92,7 @@ class FileSigner:
         except OSError as error:
             raise ConfigError(f"the key {path} cannot be read: {error.strerror}") from None
         try:
-            return cls(serialization.load_pem_private_key(data, passphrase))
+            return cls(_read(data, passphrase))
         except TypeError:
             advice = "name its passphrase_file in estserver.toml" if passphrase is None else "remove passphrase_file"
             raise ConfigError(f"the key {path} is {'not ' if passphrase else ''}encrypted", advice=advice) from None
@@ -138,6 +140,39 @@ class FileSigner:
         return bytes(self._key.sign(data))
 
 
+def _read(pem: bytes, passphrase: bytes | None) -> object:
+    """Read a key in PEM; one of ML-DSA by its seed, whichever form it is written in (RFC 9881 §6)."""
+    try:
+        return serialization.load_pem_private_key(pem, passphrase)
+    except ValueError:
+        seed = _seed_form(pem, passphrase)
+        if seed is None:
+            raise
+        return serialization.load_der_private_key(seed, None)
+
+
+def _seed_form(pem: bytes, passphrase: bytes | None) -> Der | None:
+    """Return the PKCS#8 with only the seed of an ML-DSA key that has seed and expanded key, which OpenSSL compares."""
+    try:
+        with warnings.catch_warnings():
+            # a cryptography key is what pyOpenSSL would rather have, and cryptography does not read these forms
+            warnings.simplefilter("ignore", DeprecationWarning)
+            pkey = crypto.load_privatekey(crypto.FILETYPE_PEM, pem, passphrase or b"")  # without one it would ask
+            der = crypto.dump_privatekey(crypto.FILETYPE_ASN1, pkey)
+    except (crypto.Error, ValueError):
+        return None
+    version, algorithm, octets = read_children(read_tlv(der)[0].content)[:3]
+    both = read_tlv(octets.content)[0]
+    if algorithm.octets not in _ML_DSA or both.tag != 0x30:
+        return None
+    seed = write_tlv(0x80, read_children(both.content)[0].content)
+    return Der(write_tlv(0x30, version.octets, algorithm.octets, write_tlv(0x04, seed)))
+
+
+_ML_DSA = tuple(
+    algorithm_identifier(oid.dotted_string)
+    for oid in (SignatureAlgorithmOID.ML_DSA_44, SignatureAlgorithmOID.ML_DSA_65, SignatureAlgorithmOID.ML_DSA_87)
+)
 _ALGORITHMS = (
     (ec.EllipticCurvePrivateKey, SignatureAlgorithmOID.ECDSA_WITH_SHA256),
     (rsa.RSAPrivateKey, SignatureAlgorithmOID.RSA_WITH_SHA256),

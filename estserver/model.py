@@ -5,7 +5,7 @@ Nothing here does anything; a value means what the room that makes it says. All 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -48,6 +48,9 @@ class Peer:
         certificate: the leaf it presented, or None.
         intermediates: whatever else it presented, in its order.
         binding: None when this connection cannot give one that is safe to trust.
+        cipher: OpenSSL's name of the cipher suite; empty when unknown.
+        first_bound: given a key, returns the one that the binding of this connection vouched for first, which may be
+            this one; None where what is asked on one connection cannot be told from the rest.
     """
 
     address: str
@@ -55,6 +58,8 @@ class Peer:
     certificate: Der | None = None
     intermediates: tuple[Der, ...] = ()
     binding: ChannelBinding | None = None
+    cipher: str = ""
+    first_bound: Callable[[SpkiHash], SpkiHash] | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +166,14 @@ class NameChange:
 
 
 @dataclass(frozen=True, slots=True)
+class Attestation:
+    """An AttestationBundle that came with a request: nobody here reads it, the audit says which it was."""
+
+    sha256: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class Csr:
     """A certification request whose signature was verified (RFC 2986), or is to be ignored (RFC 7030 §4.4.1).
 
@@ -179,6 +192,7 @@ class Csr:
         binding: text of the challengePassword attribute (RFC 7030 §3.5), or None.
         change: the names to certify instead, if there is a ChangeSubjectName.
         voucher: the certificate whose key signed, where the key to certify cannot (RFC 9883).
+        attestation: what was attested of the key, unread, or None.
         attributes: dotted OIDs of further attributes, ignored unless a profile names them.
     """
 
@@ -196,6 +210,7 @@ class Csr:
     binding: str | None = None
     change: NameChange | None = None
     voucher: CertificateRecord | None = None
+    attestation: Attestation | None = None
     attributes: tuple[str, ...] = ()
 
 

@@ -21,6 +21,8 @@ class CredentialRecord:
         devices, names: as in `Identity`.
         uses: how many different requests it may be spent on; None for any number until it expires.
         spent: how many it has been spent on.
+    nameless: it is offered by its secret alone, the user name empty; `name` is what the operator calls it. Only a
+        generated secret can be, since it is what the credential is found by.
     """
 
     name: str
@@ -34,6 +36,7 @@ class CredentialRecord:
     spent: int
     created_at: datetime
     expires_at: datetime | None
+    nameless: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +62,21 @@ class AnchorRecord:
     certificate: Der
     device_id: str
     devices: tuple[str, ...]
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class BlockedRecord:
+    """One IDevID that is refused though its manufacturer is trusted.
+
+    Attributes:
+        spki_sha256: of the key in it: a certificate made anew for the same key is refused too.
+        subject: of the certificate it was blocked by; empty where only the hash was known.
+    """
+
+    spki_sha256: SpkiHash
+    subject: str
+    reason: str
     created_at: datetime
 
 

@@ -82,9 +82,16 @@ class Home:
         return inventory_of(self.settings)
 
     def credential(
-        self, devices: str, *, label: str = "", uses: int | None = 1, names: Sequence[str] = (), name: str | None = None
+        self,
+        devices: str,
+        *,
+        label: str = "",
+        uses: int | None = 1,
+        names: Sequence[str] = (),
+        name: str | None = None,
+        nameless: bool = False,
     ) -> tuple[str, str]:
-        """Make a credential; return its name and secret."""
+        """Make a credential; return its name, as a client says it, and secret."""
         name, secret = name or f"cred-{next(_numbers)}", base64.b32encode(os.urandom(15)).decode().lower()
         pepper = (self.path / "private" / "credential.key").read_bytes()
         record = CredentialRecord(
@@ -99,10 +106,11 @@ class Home:
             spent=0,
             created_at=today(),
             expires_at=None,
+            nameless=nameless,
         )
         with self.inventory() as inventory:
             inventory.credential_add(record, "operator:test")
-        return name, secret
+        return "" if nameless else name, secret
 
     def station(self, name: str, *devices: str) -> None:
         with self.inventory() as inventory:
@@ -293,9 +301,13 @@ class Wire:
         client: Holder | None = None,
         tls: int = TLS13,
         options: int = 0,
+        suites: str = "",
         resume: Wire | None = None,
     ) -> None:
         self.context = resume.context if resume is not None else _context(trust, client, tls, options)
+        if suites:
+            choose = self.context.set_cipher_list if tls == TLS12 else self.context.set_tls13_ciphersuites
+            choose(suites.encode())
         self._socket = socket.create_connection(("127.0.0.1", port))
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", 20, 0))
         self._tls12 = tls == TLS12

@@ -66,6 +66,7 @@ def credential() -> None:
 @click.option("--uses", type=_Uses(), default="1", show_default=True, help="Different requests it pays for, or `any`.")
 @click.option("--expires", type=DurationType(), metavar="8h", help="From now; `any` uses need it.")
 @click.option("--password-file", metavar="F", help="A secret of your own, from a file or - ; without it one is made.")
+@click.option("--nameless", is_flag=True, help="Offered with an empty user name; NAME is for you alone.")
 @home_option
 @json_option
 def add(
@@ -76,6 +77,7 @@ def add(
     uses: int | None,
     expires: timedelta | None,
     password_file: str | None,
+    nameless: bool,
     home: Path,
     as_json: bool,
 ) -> None:
@@ -84,7 +86,10 @@ def add(
     \b
     estserver credential add sn-0001                                one device, one request
     estserver credential add line-1 --devices 'sn-*' --uses 500 --expires 8h
+    estserver credential add shift-3 --devices 'sn-*' --uses 500 --expires 8h --nameless
     """
+    if nameless and password_file is not None:
+        raise click.UsageError("a credential without a name is found by its secret, which has to be a generated one")
     settings = load_settings(home)
     _require_label(settings, label)
     if uses is None and expires is None:
@@ -103,6 +108,7 @@ def add(
         spent=0,
         created_at=at,
         expires_at=None if expires is None else at + expires,
+        nameless=nameless,
     )
     with open_inventory(home, settings) as inventory:
         inventory.credential_add(record, actor())
@@ -178,6 +184,7 @@ def _row(record: CredentialRecord, secret: str = "") -> dict[str, object]:
     return {
         "name": record.name,
         **({"secret": secret} if secret else {}),
+        "nameless": record.nameless,
         "label": record.label,
         "devices": record.devices,
         "names": record.names,

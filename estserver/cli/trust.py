@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 
@@ -14,15 +15,17 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from estserver.cli.arguments import DEVICE_PATTERN, NAME
 from estserver.cli.common import actor, emit, home_option, json_option, now, open_inventory, read_file
 from estserver.errors import ConfigError
-from estserver.model import Der
-from estserver.records import AnchorRecord
+from estserver.identity.paths import key_of
+from estserver.model import Der, SpkiHash
+from estserver.records import AnchorRecord, BlockedRecord
 
 _COLUMNS = ("name", "subject", "not_after", "device_id", "devices", "sha256")
+_BLOCKED_COLUMNS = ("spki_sha256", "subject", "reason", "created_at")
 
 
 @click.group()
 def trust() -> None:
-    """Add, list and remove manufacturers whose factory certificates (IDevIDs) may enrol."""
+    """Say whose factory certificates (IDevIDs) may enrol: manufacturers, and which of their devices may not."""
 
 
 @trust.command("add")
@@ -76,6 +79,65 @@ def remove(name: str, home: Path) -> None:
     """
     with open_inventory(home) as inventory:
         inventory.anchor_remove(name, actor(), now())
+
+
+@trust.command("block")
+@click.argument("idevid", metavar="FILE.pem|SHA256")
+@click.option("--reason", required=True, help="Why; the device is told, and the audit.")
+@home_option
+@json_option
+def block(idevid: str, reason: str, home: Path, as_json: bool) -> None:
+    """Refuse one IDevID from now on, by its certificate or by the SHA-256 of its SubjectPublicKeyInfo.
+
+    \b
+    estserver trust block stolen.pem --reason 'stolen in transit'
+    """
+    spki_sha256, subject = _idevid(idevid)
+    record = BlockedRecord(spki_sha256, subject, reason, now())
+    with open_inventory(home) as inventory:
+        inventory.blocked.add(record, actor())
+    emit(asdict(record), as_json=as_json)
+
+
+@trust.command("blocked")
+@home_option
+@json_option
+def blocked(home: Path, as_json: bool) -> None:
+    """List the IDevIDs that are refused.
+
+    \b
+    estserver trust blocked --json
+    """
+    with open_inventory(home) as inventory:
+        emit([asdict(record) for record in inventory.blocked.all()], as_json=as_json, columns=_BLOCKED_COLUMNS)
+
+
+@trust.command("unblock")
+@click.argument("idevid", metavar="FILE.pem|SHA256")
+@home_option
+def unblock(idevid: str, home: Path) -> None:
+    """Take an IDevID again.
+
+    \b
+    estserver trust unblock stolen.pem
+    """
+    with open_inventory(home) as inventory:
+        inventory.blocked.remove(_idevid(idevid)[0], actor(), now())
+
+
+def _idevid(text: str) -> tuple[SpkiHash, str]:
+    """Read which key is meant: its hash, or the first certificate of a file; and the subject, where that is known."""
+    if re.fullmatch(r"[0-9A-Fa-f]{64}", text):
+        return SpkiHash(text.lower()), ""
+    advice = "name a file with the IDevID in PEM, or the SHA-256 of its SubjectPublicKeyInfo in hex"
+    try:
+        leaf = x509.load_pem_x509_certificates(read_file(Path(text), advice=advice))[0]
+        subject, spki_sha256 = leaf.subject.rfc4514_string(), key_of(Der(leaf.public_bytes(Encoding.DER)))
+    except ValueError:
+        spki_sha256 = None
+    if spki_sha256 is None:
+        raise ConfigError(f"{text} holds no certificate in PEM that can be read", advice=advice)
+    return spki_sha256, subject
 
 
 def _ca_certificate(file: Path, at: datetime) -> Der:

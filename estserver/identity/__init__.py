@@ -1,10 +1,12 @@
 """Who asks: peer facts + credentials + trust anchors → an `Identity`, or all reasons why not.
 
 Rules:
-- A credential, when one is offered, decides alone; it counts for the label it was made for.
+- A credential, when one is offered, decides alone; it counts for the label it was made for. One with an empty user
+  name is found by its secret (RFC 7030 §3.2.3); one that was made with a name never is.
 - A certificate that reaches this CA's own anchor (explicit, RFC 7030 §3.3.2) must be in the inventory, unrevoked and
   in time. It makes a device, or, with id-kp-cmcRA and a registered station, a registration authority (§3.7).
 - A certificate that reaches a manufacturer's anchor (implicit) makes an IDevID, which may enrol but not re-enrol.
+- The key of an IDevID that is blocked gets nothing, whatever else comes with it.
 - Where a label wants both, the certificate says who it is and the credential what may be named besides (§3.2.3).
 - A certificate that vouches for a key which cannot sign (RFC 9883) is one of this CA's and held to the same rules.
 - What is neither is a stranger. Every reason is named; of a bad credential nothing is.
@@ -24,8 +26,8 @@ from cryptography.x509.oid import NameOID
 from estserver.asn1 import issuer_and_serial
 from estserver.errors import BadCredentials, NotAuthenticated, NotAuthorized
 from estserver.identity.credentials import CredentialVerifier
-from estserver.identity.paths import Anchor, AnchorSet, Path, extension
-from estserver.model import BasicCredentials, CertificateRecord, Der, Identity, IdentityKind, Peer, Serial
+from estserver.identity.paths import Anchor, AnchorSet, Path, extension, key_of
+from estserver.model import BasicCredentials, CertificateRecord, Der, Identity, IdentityKind, Peer, Serial, SpkiHash
 from estserver.policy.names import any_device, device_id
 from estserver.possession import Statement
 from estserver.records import AnchorRecord, CredentialRecord, StationRecord
@@ -47,11 +49,25 @@ class Registry(Protocol):
     def by_serial(self, serial: Serial) -> CertificateRecord | None:
         """Find a certificate of this CA by its serial."""
 
+    def nameless(self, verifier: bytes, now: datetime) -> CredentialRecord | None:
+        """Find a credential without a name that may still authenticate, by what is kept of its secret."""
+
     def station(self, name: str) -> StationRecord | None:
         """Find a registered station."""
 
     def anchors(self) -> list[AnchorRecord]:
         """List the manufacturers' anchors."""
+
+    @property
+    def blocked(self) -> Blocked:
+        """The single IDevIDs that are refused."""
+
+
+class Blocked(Protocol):
+    """The block list of IDevIDs."""
+
+    def reason(self, spki_sha256: SpkiHash) -> str | None:
+        """Return why a key is blocked; None when it is not."""
 
 
 class Authenticator:
@@ -98,6 +114,7 @@ class Authenticator:
             raise NotAuthenticated("this label wants a credential besides the client certificate")
         vouched = None if credentials is None else self._by_credential(credentials, label, now, before_guess)
         if vouched is not None and not both:
+            self._require_unblocked(peer.certificate)
             return vouched
         if peer.certificate is None:
             if vouched is not None:
@@ -126,11 +143,22 @@ class Authenticator:
     def _by_credential(
         self, credentials: BasicCredentials, label: str, now: datetime, before_guess: Callable[[], None]
     ) -> Identity:
-        record = self._registry.authenticable(credentials.name, now)
+        record = self._record(credentials, now)
         good = self._verifier.matches(record, credentials.secret, before_guess)
         if record is None or not good or record.label != label:
             raise BadCredentials("the credential is unknown, wrong, expired, spent, or not for this label")
         return Identity(IdentityKind.CREDENTIAL, record.name, record.devices, record.names, labels=(record.label,))
+
+    def _record(self, credentials: BasicCredentials, now: datetime) -> CredentialRecord | None:
+        if credentials.name:
+            return self._registry.authenticable(credentials.name, now)
+        return self._registry.nameless(self._verifier.kept_of(credentials.secret), now)
+
+    def _require_unblocked(self, leaf: Der | None) -> None:
+        spki_sha256 = None if leaf is None else key_of(leaf)
+        reason = None if spki_sha256 is None else self._registry.blocked.reason(spki_sha256)
+        if reason is not None:
+            raise NotAuthorized(f"this IDevID is blocked here: {reason}", code="blocked-idevid")
 
     def _by_certificate(self, leaf: Der, presented: Sequence[Der], now: datetime) -> Identity:
         own = self._explicit.path(leaf, presented, now)
@@ -142,6 +170,7 @@ class Authenticator:
             raise NotAuthorized(
                 "the client certificate does not lead to a trust anchor of this server", code="unknown-certificate"
             )
+        self._require_unblocked(leaf)
         return _idevid(foreign, next(a for a in anchors if a.name == foreign.anchor))
 
     def _of_this_ca(self, leaf: Der, path: Path) -> Identity:

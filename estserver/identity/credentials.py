@@ -57,6 +57,10 @@ class CredentialVerifier:
         self._cache_key = os.urandom(32)
         self._known_good: dict[bytes, None] = {}
 
+    def kept_of(self, secret: bytes) -> bytes:
+        """Return what is kept of a generated secret: what a credential without a name is found by."""
+        return verifier_for_generated(secret, self._pepper)
+
     def matches(self, record: CredentialRecord | None, secret: bytes, before_guess: Callable[[], None] = _free) -> bool:
         """Return whether `secret` is the one behind `record`; False, after the same work, when there is none.
 

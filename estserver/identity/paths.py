@@ -13,6 +13,7 @@ Rules:
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -23,11 +24,11 @@ from typing import TypeVar
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import rsa
-from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from OpenSSL import crypto
 
-from estserver.model import Der
+from estserver.model import Der, SpkiHash
 
 E = TypeVar("E", bound=x509.ExtensionType)
 _NO_CHECK_TIME = 0x200000  # X509_V_FLAG_NO_CHECK_TIME, which pyOpenSSL does not name
@@ -163,6 +164,18 @@ def _usage_problems(leaf: x509.Certificate) -> Iterable[str]:
     allowed = (ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE)
     if purposes is not None and not any(oid in purposes for oid in allowed):
         yield "its extended key usage does not allow TLS client authentication"
+
+
+def key_of(leaf: Der) -> SpkiHash | None:
+    """Digest the SubjectPublicKeyInfo of a certificate; None when it cannot be read, and so makes nobody an IDevID."""
+    form = PublicFormat.SubjectPublicKeyInfo
+    try:
+        with warnings.catch_warnings():  # what a stranger sends is no news about our libraries
+            warnings.simplefilter("ignore")
+            spki = x509.load_der_x509_certificate(leaf).public_key().public_bytes(Encoding.DER, form)
+    except _UNREADABLE:
+        return None
+    return SpkiHash(hashlib.sha256(spki).hexdigest())
 
 
 def extension(certificate: x509.Certificate, kind: type[E]) -> E | None:

@@ -31,6 +31,7 @@ from estserver.inventory import (
     void,
 )
 from estserver.inventory.audit import AuditReport
+from estserver.inventory.blocked import BlockedIdevids
 from estserver.inventory.condition import Condition, condition_of
 from estserver.inventory.database import Database, open_database
 from estserver.inventory.issuance import Claim, Signed
@@ -66,7 +67,8 @@ class Inventory:
     """One server's view of the inventory; make it with `Inventory.open`, once in each process.
 
     Every method is one transaction and may raise `StorageUnavailable`; then nothing was changed, as far as is known,
-    and the same call, or the same request, finds out. What waits for an operator is at `pending`.
+    and the same call, or the same request, finds out. What waits for an operator is at `pending`, which IDevIDs are
+    refused at `blocked`.
     """
 
     def __init__(self, database: Database, server_id: str) -> None:
@@ -74,6 +76,7 @@ class Inventory:
         self._server_id = server_id
         self._writes = itertools.count(1)
         self.pending = PendingRequests(database.read, partial(self._write, durable=True))
+        self.blocked = BlockedIdevids(database.read, partial(self._write, durable=True))
 
     @classmethod
     def open(
@@ -298,6 +301,11 @@ class Inventory:
         """
         with self._database.read() as connection:
             return registry.authenticable(connection, name, now)
+
+    def nameless(self, verifier: bytes, now: datetime) -> CredentialRecord | None:
+        """Find a credential without a name that may authenticate, by what is kept of its secret."""
+        with self._database.read() as connection:
+            return registry.nameless(connection, verifier, now)
 
     def credential(self, name: str) -> CredentialRecord | None:
         """Find a credential, whatever its state."""

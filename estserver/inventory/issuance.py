@@ -14,7 +14,7 @@ Rules:
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -375,6 +375,7 @@ def _request_detail(grant: Grant) -> dict[str, object]:
         "peer_address": grant.peer_address,
         "request_id": grant.request_id,
         **({"tolerated": list(grant.tolerated)} if grant.tolerated else {}),
+        **({} if grant.csr.attestation is None else {"attestation": asdict(grant.csr.attestation)}),
     }
 
 

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Table, and_, bindparam, delete, exists, insert, or_, select
+from sqlalchemy import Connection, Table, and_, bindparam, delete, exists, insert, not_, or_, select
 
 from estserver.errors import NotFound, StateError
 from estserver.inventory import audit
 from estserver.inventory.prepared import Prepared
-from estserver.inventory.schema import anchor, credential, credential_use, pending, station
+from estserver.inventory.schema import IS_NAMELESS, anchor, credential, credential_use, pending, station
 from estserver.inventory.transaction import Transaction
 from estserver.model import Der
 from estserver.records import SPENT_CREDENTIAL_GRACE, AnchorRecord, CredentialRecord, StationRecord
@@ -27,11 +27,13 @@ def credential_add(tx: Transaction, record: CredentialRecord, actor: str) -> Non
     """
     values: dict[str, object] = {
         name: getattr(record, name)
-        for name in ("name", "scheme", "verifier", "salt", "label", "devices", "names", "uses", "spent")
+        for name in ("name", "scheme", "verifier", "salt", "label", "devices", "names", "uses", "spent", "nameless")
     }
     values |= {"created_at": record.created_at, "expires_at": record.expires_at}
     _add(tx.connection, credential, values, "credential")
     detail = {"name": record.name, "label": record.label, "devices": record.devices, "uses": record.uses}
+    if record.nameless:
+        detail["nameless"] = True
     _tell(tx, actor, "credential-add", detail)
 
 
@@ -58,31 +60,41 @@ def credential_named(connection: Connection, name: str) -> CredentialRecord | No
     return None if row is None else _credential(row)
 
 
-_AUTHENTICABLE = Prepared(
-    select(credential).where(
-        credential.c.name == bindparam("named"),
+_MAY_AUTHENTICATE = or_(
+    and_(
+        or_(credential.c.expires_at.is_(None), credential.c.expires_at > bindparam("now")),
         or_(
-            and_(
-                or_(credential.c.expires_at.is_(None), credential.c.expires_at > bindparam("now")),
-                or_(
-                    credential.c.uses.is_(None),
-                    credential.c.spent < credential.c.uses,
-                    credential.c.last_use_at > bindparam("retry_from"),
-                ),
-            ),
-            exists().where(pending.c.credential == credential.c.name, pending.c.expires_at > bindparam("now")),
+            credential.c.uses.is_(None),
+            credential.c.spent < credential.c.uses,
+            credential.c.last_use_at > bindparam("retry_from"),
         ),
-    )
+    ),
+    exists().where(pending.c.credential == credential.c.name, pending.c.expires_at > bindparam("now")),
+)
+_AUTHENTICABLE = Prepared(
+    select(credential).where(credential.c.name == bindparam("named"), not_(IS_NAMELESS), _MAY_AUTHENTICATE)
+)
+_NAMELESS = Prepared(
+    select(credential).where(credential.c.verifier == bindparam("kept"), IS_NAMELESS, _MAY_AUTHENTICATE)
 )
 
 
 def authenticable(connection: Connection, name: str, now: datetime) -> CredentialRecord | None:
-    """Find a credential that may authenticate: not expired, and not spent, or spent so lately that this is a retry.
+    """Find a named credential that may authenticate: not expired, not spent, or spent so lately that this is a retry.
 
     One that paid for a request which waits for an operator, or was decided on, authenticates for as long as that does.
     Whether a spent one pays for this very request is decided when it is reserved.
     """
     row = _AUTHENTICABLE.one(connection, named=name, now=now, retry_from=now - SPENT_CREDENTIAL_GRACE)
+    return None if row is None else _credential(row)
+
+
+def nameless(connection: Connection, verifier: bytes, now: datetime) -> CredentialRecord | None:
+    """Find a credential without a name by what is kept of its secret, if it may authenticate, as `authenticable` does.
+
+    How long that takes tells nothing: the verifier is a keyed hash, and nobody can steer what they look for.
+    """
+    row = _NAMELESS.one(connection, kept=verifier, now=now, retry_from=now - SPENT_CREDENTIAL_GRACE)
     return None if row is None else _credential(row)
 
 
@@ -99,6 +111,7 @@ def _credential(row: Any) -> CredentialRecord:  # noqa: ANN401 - a row of SQLAlc
         spent=row.spent,
         created_at=row.created_at,
         expires_at=row.expires_at,
+        nameless=bool(row.nameless),
     )
 
 

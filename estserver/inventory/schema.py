@@ -29,12 +29,14 @@ from sqlalchemy import (
     Table,
     Text,
     TypeDecorator,
+    false,
     literal_column,
+    true,
 )
 
 from estserver.model import GeneralName, NameAttribute, Serial
 
-SCHEMA_VERSIONS = ("0001", "0002", "0003", "0004")
+SCHEMA_VERSIONS = ("0001", "0002", "0003", "0004", "0005")
 """Every revision this code can migrate from; the last is the one it works with."""
 
 
@@ -281,7 +283,10 @@ credential = Table(
     Column("created_at", Instant, nullable=False),
     Column("expires_at", Instant),
     Column("last_use_at", Instant),
+    Column("nameless", Boolean, nullable=False, server_default=false()),
 )
+IS_NAMELESS = credential.c.nameless == true()
+Index("ix_credential_nameless", credential.c.verifier)
 
 credential_use = Table(
     "credential_use",
@@ -308,6 +313,16 @@ anchor = Table(
     Column("devices", Texts, nullable=False),
     Column("created_at", Instant, nullable=False),
 )
+
+blocked_idevid = Table(
+    "blocked_idevid",
+    metadata,
+    Column("spki_sha256", String(64), primary_key=True),
+    Column("subject", Text, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("created_at", Instant, nullable=False),
+)
+"""IDevIDs that are refused though their manufacturer is trusted."""
 
 bucket = Table(
     "bucket",

@@ -1,7 +1,8 @@
 """How TLS is spoken: one OpenSSL context for each process, made from the options and never changed once used.
 
 The rules:
-* TLS 1.2 and 1.3 only (RFC 8996), or 1.3 alone; ephemeral key exchange and AEAD ciphers only (RFC 9325 §4.2).
+* TLS 1.2 and 1.3 only (RFC 8996), or 1.3 alone; ephemeral key exchange and AEAD ciphers only (RFC 9325 §4.2), the
+  strongest first, as TLS 1.3 has them already: a key of the server's making may need one (RFC 7030 §4.4).
 * Key exchange: X25519MLKEM768 first, then X25519, P-256, P-384.
 * A client certificate is asked for, never required; the request names no CAs, because a client whose chain does not
   end in a named one may send nothing at all. Every chain is taken as it comes, so that the application, which alone
@@ -24,7 +25,7 @@ from estserver.serving.errors import CannotServe
 from estserver.serving.options import ServeOptions
 
 GROUPS = "X25519MLKEM768:X25519:P-256:P-384"
-CIPHERS_TLS12 = b"ECDHE+AESGCM:ECDHE+CHACHA20:ECDHE+AESCCM:!AESCCM8:!aNULL:!eNULL:!PSK:!SRP"
+CIPHERS_TLS12 = b"ECDHE+AESGCM:ECDHE+CHACHA20:ECDHE+AESCCM:!AESCCM8:!aNULL:!eNULL:!PSK:!SRP:@STRENGTH"
 LEAF_ALONE = -2
 """Depth at which OpenSSL looks for no issuer, not even among what the client sent, and so checks no signature of the
 chain: the application judges it, and one that nobody reads would cost as much as the client's own."""

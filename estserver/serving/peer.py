@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from OpenSSL import SSL, crypto
 
@@ -24,6 +25,7 @@ class TlsPeer:
         tls_unique: RFC 5929 channel binding; TLS 1.2 with extended master secret only.
         tls_exporter: RFC 9266 channel binding; TLS 1.3 only.
         extended_master_secret: RFC 7627 on TLS 1.2; None on TLS 1.3, where it has no meaning.
+        memory: what the application notes of this connection; it ends with it.
     """
 
     version: str
@@ -33,6 +35,7 @@ class TlsPeer:
     tls_unique: bytes | None
     tls_exporter: bytes | None
     extended_master_secret: bool | None
+    memory: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
 
 def peer_of(connection: SSL.Connection) -> TlsPeer:

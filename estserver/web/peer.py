@@ -7,13 +7,15 @@ The facts come from our own front through the environ of this very request, or f
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from wsgiref.types import WSGIEnvironment
 
-from estserver.model import ChannelBinding, Der, Peer
+from estserver.model import ChannelBinding, Der, Peer, SpkiHash
 from estserver.serving import TlsPeer
 from estserver.web.proxy import Proxy
 
 _PEER = "estline.peer"
+_FIRST_BOUND = "estline.first-bound"
 
 
 def establish_peer(environ: WSGIEnvironment, proxy: Proxy) -> None:
@@ -47,11 +49,18 @@ def _of_front(environ: Mapping[str, object], facts: TlsPeer) -> Peer:
         certificate=None if facts.certificate is None else Der(facts.certificate),
         intermediates=tuple(map(Der, facts.chain)),
         binding=_binding(facts),
+        cipher=facts.cipher,
+        first_bound=partial(_first_bound, facts),
     )
 
 
 def _address(environ: Mapping[str, object]) -> str:
     return str(environ.get("REMOTE_ADDR", ""))
+
+
+def _first_bound(facts: TlsPeer, spki_sha256: SpkiHash) -> SpkiHash:
+    first: SpkiHash = facts.memory.setdefault(_FIRST_BOUND, spki_sha256)
+    return first
 
 
 def _binding(facts: TlsPeer) -> ChannelBinding | None:

@@ -7,6 +7,7 @@ Rules:
 - The TLS version and the client's address are said with every request: a proxy that is silent is not set up for this.
 - The binding is tls-unique on TLS 1.2 alone. On TLS 1.3 it is undefined (RFC 9266 §1), and no proxy gives tls-exporter:
   there is none then, and `binding` refuses a CSR that carries one.
+- Clients come mixed: what was asked before on the same connection is not known (RFC 9266 §4.1 is not enforced).
 - Who a certificate stands for is decided in `identity`, as without a proxy.
 """
 
@@ -30,6 +31,7 @@ Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 TAKEN = frozenset({"TLSv1.2", "TLSv1.3"})
 TOO_OLD = frozenset({"SSLv2", "SSLv3", "TLSv1", "TLSv1.0", "TLSv1.1"})
 TLS_UNIQUE_BYTES = 12
+SUITE_MAX_CHARS = 64
 _SEQUENCE = 0x30
 _PEM = re.compile(r"-----BEGIN CERTIFICATE-----\n((?:[A-Za-z0-9+/=]{1,76}\n)+)-----END CERTIFICATE-----\n?")
 
@@ -40,7 +42,8 @@ class Proxy:
 
     Attributes:
         addresses: empty when there is no proxy.
-        certificate, chain, tls_version, tls_unique, address: header names; empty for what the proxy does not give.
+        certificate, chain, tls_version, tls_unique, cipher, address: header names; empty for what the proxy does not
+            give.
     """
 
     addresses: frozenset[Address]
@@ -48,6 +51,7 @@ class Proxy:
     chain: str
     tls_version: str
     tls_unique: str
+    cipher: str
     address: str
 
     def peer(self, environ: Mapping[str, object]) -> Peer:
@@ -71,6 +75,7 @@ class Proxy:
             certificate=leaf[0] if leaf else None,
             intermediates=tuple(link for link in chain if link not in leaf),
             binding=self._binding(environ, version),
+            cipher=_value(environ, self.cipher)[:SUITE_MAX_CHARS],
         )
 
     def _require_believed(self, environ: Mapping[str, object]) -> None:
@@ -78,7 +83,7 @@ class Proxy:
         if _plain_address(sender) in self.addresses:
             return
         reasons = ["this server answers over TLS only"]
-        names = (self.certificate, self.chain, self.tls_version, self.tls_unique, self.address)
+        names = (self.certificate, self.chain, self.tls_version, self.tls_unique, self.cipher, self.address)
         if any(_key(name) in environ for name in names if name):
             reasons.append("headers of a proxy were sent from an address that is not the proxy's")
         raise NotAuthorized(*reasons, code="no-tls")
@@ -129,6 +134,7 @@ def proxy_of(section: ProxySection) -> Proxy:
         chain=section.chain_header,
         tls_version=section.tls_version_header,
         tls_unique=section.tls_unique_header,
+        cipher=section.cipher_header,
         address=section.address_header,
     )
 

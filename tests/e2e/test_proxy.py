@@ -21,6 +21,7 @@ from urllib.parse import quote
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from estserver.enroll import Request
@@ -44,6 +45,7 @@ from tests.makers import Maker
 
 pytestmark = pytest.mark.e2e
 BOUND = '[labels.bound]\nprofile = "device"\nca = "acme"\nchannel_binding = "required"\n\n'
+MADE = '[labels.made]\nprofile = "device"\nca = "acme"\nserverkeygen = "on"\n\n'
 NO_EXTENDED_MASTER_SECRET = 1  # SSL_OP_NO_EXTENDED_MASTER_SECRET
 PKCS10 = {"Content-Type": "application/pkcs10"}
 ELSEWHERE = "127.0.0.9"
@@ -54,13 +56,13 @@ each_tls = pytest.mark.parametrize("tls", [TLS12, TLS13], ids=["1.2", "1.3"])
 
 @pytest.fixture(scope="module")
 def haproxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxied]:
-    with proxied("haproxy", tmp_path_factory.mktemp("haproxy"), BOUND) as running_:
+    with proxied("haproxy", tmp_path_factory.mktemp("haproxy"), BOUND + MADE) as running_:
         yield running_
 
 
 @pytest.fixture(scope="module")
 def nginx(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxied]:
-    with proxied("nginx", tmp_path_factory.mktemp("nginx")) as running_:
+    with proxied("nginx", tmp_path_factory.mktemp("nginx"), MADE) as running_:
         yield running_
 
 
@@ -274,6 +276,20 @@ def test_a_forged_address_and_version_never_arrive(proxy: Proxied, est: Est) -> 
     device = fresh_id()
     assert est.enroll(request(new_key(), device), headers=forged, tls=TLS12).status == 200
     assert "peer=127.0.0.1 tls=TLSv1.2 " in proxy.line_with(f"device={device} ")
+
+
+@each_tls
+def test_s_k02_the_cipher_suite_is_the_clients_own(est: Est, tls: int) -> None:
+    """RFC 7030 §4.4: what the proxy says of it is believed, what a client says never arrives."""
+    device, suites = fresh_id(), {TLS12: "ECDHE+AES128", TLS13: "TLS_AES_128_GCM_SHA256"}[tls]
+    headers = {"Content-Type": "application/pkcs10", **basic(est.home.credential(device, label="made"))}
+    body = base64.b64encode(request(ec.generate_private_key(ec.SECP384R1()), device))
+    with est.wire(tls=tls, suites=suites) as wire:
+        forged = {**headers, "X-SSL-Cipher": "TLS_AES_256_GCM_SHA384"}
+        answer = wire.request("POST", f"{EST}/made/serverkeygen", body, forged)
+        assert (answer.status, "AES128" in answer.text.replace("_", "")) == (400, True), answer.text
+    with est.wire(tls=tls) as wire:
+        assert wire.request("POST", f"{EST}/made/serverkeygen", body, headers).status == 200
 
 
 def test_the_clients_own_address_is_what_is_written_down(proxy: Proxied) -> None:

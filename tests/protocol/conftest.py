@@ -7,12 +7,19 @@ from collections.abc import Iterator
 import pytest
 
 from tests.est_server import Est, Home, RunningServer, found_home
+from tests.protocol.serverkeygen_support import keygen_home
 
 EXTRA = """
 [labels.bound]
 profile = "device"
 ca = "acme"
 channel_binding = "required"
+
+[labels.many]
+profile = "device"
+ca = "acme"
+channel_binding = "required"
+keys_per_binding = "any"
 
 [labels.element]
 profile = "element"
@@ -65,3 +72,10 @@ def server(home: Home) -> Iterator[RunningServer]:
 @pytest.fixture(scope="session")
 def est(server: RunningServer) -> Est:
     return Est(server)
+
+
+@pytest.fixture(scope="session")
+def keygen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Est]:
+    """A server of its own, whose labels make keys."""
+    with RunningServer(keygen_home(tmp_path_factory.mktemp("keygen") / "home")) as running:
+        yield Est(running)

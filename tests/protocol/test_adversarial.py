@@ -368,7 +368,7 @@ def test_a_refusal_that_cannot_be_written_down_is_one_line_of_the_log(
         other.execute("BEGIN IMMEDIATE")
         with pytest.raises(BadCredentials):
             enrollment.enroll(asked)
-    (record,) = [one for one in caplog.records if one.name == "estserver.enroll"]
+    (record,) = [one for one in caplog.records if one.name == "estserver.refusals"]
     assert record.exc_info is None
     assert "locked" in record.getMessage()
     assert r"unrecognised:two\nlines" in record.getMessage()

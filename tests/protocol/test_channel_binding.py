@@ -10,7 +10,7 @@ from OpenSSL import SSL
 
 from tests.csr_maker import BMP, CHALLENGE_PASSWORD, IA5, PRINTABLE, T61, UTF8, attribute, challenge, new_key, request
 from tests.csr_maker import text as asn1_text
-from tests.est_server import EST, TLS12, TLS13, Est, Holder, basic, fresh_id
+from tests.est_server import EST, TLS12, TLS13, Answer, Est, Holder, Wire, basic, fresh_id
 
 pytestmark = pytest.mark.e2e
 NO_EXTENDED_MASTER_SECRET = 1  # SSL_OP_NO_EXTENDED_MASTER_SECRET
@@ -44,6 +44,35 @@ def test_s_p12_what_the_check_found_is_in_the_audit(est: Est, tls: int) -> None:
 
 def _issued(est: Est, device: str) -> dict:
     return next(r["detail"] for r in est.home.audit() if r["action"] == "issue" and r["detail"]["device"] == device)
+
+
+@both
+def test_b_05_one_connection_vouches_for_one_key(est: Est, tls: int) -> None:
+    """RFC 9266 §4.1. A repeat of the same key is no second authentication; what is not bound claims nothing."""
+    device, key = fresh_id(), new_key()
+    headers = {**PKCS10, **basic(est.home.credential("*", uses=None))}
+
+    def post(wire: Wire, csr: bytes) -> Answer:
+        return wire.request("POST", f"{EST}/simpleenroll", base64.b64encode(csr), headers)
+
+    with est.wire(tls=tls) as wire:
+        assert post(wire, request(key, device, binding=wire.binding)).status == 200
+        assert post(wire, request(key, device, binding=wire.binding)).status == 200, "a repeat"
+        refused = post(wire, request(new_key(), fresh_id(), binding=wire.binding))
+        assert (refused.status, "has vouched for another key" in refused.text) == (403, True), refused.text
+        assert est.home.audit()[-1]["outcome"] == "channel-binding-failed"
+        assert post(wire, request(new_key(), fresh_id())).status == 200, "unbound, where that is enough"
+    with est.wire(tls=tls) as wire:
+        assert post(wire, request(new_key(), fresh_id(), binding=wire.binding)).status == 200, "another connection"
+
+
+@both
+def test_b_05_a_label_can_let_one_connection_vouch_for_more(est: Est, tls: int) -> None:
+    headers = {**PKCS10, **basic(est.home.credential("*", label="many", uses=None))}
+    with est.wire(tls=tls) as wire:
+        for _ in range(2):
+            csr = request(new_key(), fresh_id(), binding=wire.binding)
+            assert wire.request("POST", f"{EST}/many/simpleenroll", base64.b64encode(csr), headers).status == 200
 
 
 @both

@@ -22,7 +22,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "asn1crypto": ("estserver.asn1", "devicesim"),
     "gunicorn": ("estserver.serving",),
     "OpenSSL.SSL": ("estserver.serving", "devicesim"),
-    "OpenSSL": ("estserver.serving", "estserver.identity.paths", "devicesim"),
+    "OpenSSL": ("estserver.serving", "estserver.identity.paths", "estserver.keys", "devicesim"),
     "prometheus_client": ("estserver.observe",),
     "paho": ("estserver.announce", "devicesim.mqtt"),
     "amqtt": ("devicesim.mqtt",),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+from dataclasses import replace
+from functools import partial
 
 import pytest
 from hypothesis import given
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 
 from estserver import binding
 from estserver.errors import ChannelBindingFailed
-from estserver.model import ChannelBinding, DeviceId, Identity, IdentityKind, Peer
+from estserver.model import ChannelBinding, Csr, DeviceId, Identity, IdentityKind, Peer, SpkiHash
 from tests.policy_support import asked, previous
 
 UNIQUE, EXPORTER = ChannelBinding("tls-unique", b"u" * 12), ChannelBinding("tls-exporter", b"e" * 32)
@@ -63,6 +65,23 @@ def test_one_that_is_not_there_is_missed_where_it_is_required(given_: ChannelBin
 
 def test_s_p14_where_the_connection_gives_none_a_request_that_carries_one_is_refused() -> None:
     assert "offers none" in check(text(b"u" * 12), None, DEVICE, required=False)
+
+
+def test_b_05_the_binding_of_one_connection_vouches_for_one_key() -> None:
+    """RFC 9266 §4.1; the same key may ask again, a registration authority and a label of that kind may bring others."""
+    memory: dict[str, SpkiHash] = {}
+    peer = Peer("192.0.2.1", binding=UNIQUE, first_bound=partial(memory.setdefault, "first"))
+    first, second = (asked(binding=text(UNIQUE.value), spki_sha256=SpkiHash(digit * 64)) for digit in "12")
+
+    def bound(csr: Csr, who: Identity = DEVICE, *, many_keys: bool = False) -> str:
+        return binding.check(csr, peer, who, DeviceId("sn-1"), required=False, many_keys=many_keys)
+
+    assert [bound(first), bound(first)] == ["verified", "verified"]
+    with pytest.raises(ChannelBindingFailed, match="open a new connection for each key"):
+        bound(second)
+    assert bound(second, many_keys=True) == "verified"
+    assert bound(second, STATION) == "verified"
+    assert binding.check(second, replace(peer, first_bound=None), DEVICE, None, required=False) == "verified"
 
 
 @given(st.binary(max_size=40), st.sampled_from([UNIQUE, EXPORTER]))

@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from hypothesis import given
 from hypothesis import strategies as st
 
+from estserver.csr import spki_hash
 from estserver.errors import BadCredentials, NotAuthenticated, NotAuthorized
 from estserver.identity import Anchor, AnchorSet, Authenticator, CredentialVerifier
 from estserver.identity.credentials import (
@@ -22,7 +23,7 @@ from estserver.identity.credentials import (
 )
 from estserver.model import BasicCredentials, CertificateRecord, Der, Identity, IdentityKind, Peer
 from estserver.records import AnchorRecord, CredentialRecord, StationRecord
-from tests.csr_maker import sequence, set_of, tlv, usage, values
+from tests.csr_maker import sequence, set_of, spki, tlv, usage, values
 from tests.est_server import Holder
 from tests.makers import CLIENT, FAR, SERVER, Maker
 from tests.policy_support import asked, previous
@@ -45,6 +46,7 @@ class Known:
     credentials: dict[str, CredentialRecord] = field(default_factory=dict)
     stations: dict[str, StationRecord] = field(default_factory=dict)
     makers: list[AnchorRecord] = field(default_factory=list)
+    block_list: dict[str, str] = field(default_factory=dict)
 
     def certificate(self, sha256_hex: str) -> CertificateRecord | None:
         return self.certificates.get(sha256_hex)
@@ -52,8 +54,18 @@ class Known:
     def authenticable(self, name: str, now: datetime) -> CredentialRecord | None:
         return self.credentials.get(name)
 
+    def nameless(self, verifier: bytes, now: datetime) -> CredentialRecord | None:
+        return next((one for one in self.credentials.values() if one.nameless and one.verifier == verifier), None)
+
     def station(self, name: str) -> StationRecord | None:
         return self.stations.get(name)
+
+    @property
+    def blocked(self) -> Known:
+        return self
+
+    def reason(self, spki_sha256: str) -> str | None:
+        return self.block_list.get(spki_sha256)
 
     def anchors(self) -> list[AnchorRecord]:
         return self.makers
@@ -291,6 +303,23 @@ def test_implicit_trust_comes_and_goes_with_the_registry(known: Known) -> None:
         authenticator(known, implicit=False).identify(peer(holder), None, "", NOW)
 
 
+def test_d_06_the_key_of_a_blocked_idevid_gets_nothing_whatever_comes_with_it(known: Known) -> None:
+    holder, office = TURBINES.idevid("1", not_before=OLD), authenticator(known)
+    again = TURBINES.idevid("1", not_before=OLD, key=holder.key)
+    other = TURBINES.idevid("2", not_before=OLD)
+    known.credentials["line"] = record("line", b"good")
+    known.block_list[spki_hash(spki(holder.key))] = "stolen in transit"
+    for shown in (holder, again):
+        for offered, both in [(None, False), (("line", b"good"), False), (("line", b"good"), True)]:
+            credentials = None if offered is None else BasicCredentials(*offered)
+            with pytest.raises(NotAuthorized, match="this IDevID is blocked here: stolen in transit") as refused:
+                office.identify(peer(shown), credentials, "factory", NOW, both=both)
+            assert refused.value.code == "blocked-idevid"
+    assert office.identify(peer(other), None, "", NOW).kind is IdentityKind.IDEVID
+    known.block_list.clear()
+    assert office.identify(peer(holder), None, "", NOW).kind is IdentityKind.IDEVID
+
+
 # --- credentials ----------------------------------------------------------------------------------------------------
 
 
@@ -325,6 +354,19 @@ def test_a_credential_decides_alone_and_for_its_label(known: Known, chosen: bool
         with pytest.raises(BadCredentials) as refused:
             identify(*wrong)
         assert str(refused.value) == "the credential is unknown, wrong, expired, spent, or not for this label"
+
+
+def test_s_a06_an_empty_name_finds_only_a_credential_that_was_made_without_one(known: Known) -> None:
+    known.credentials |= {
+        "shift": replace(record("shift", b"shared secret"), nameless=True),
+        "line": record("line", b"secret of line"),
+    }
+    office = authenticator(known)
+    who = office.identify(peer(ours()), BasicCredentials("", b"shared secret"), "factory", NOW)
+    assert (who.kind, who.name, who.devices) == (IdentityKind.CREDENTIAL, "shift", ("sn-*",))
+    for secret, label in [(b"secret of line", "factory"), (b"shared secret", ""), (b"", "factory")]:
+        with pytest.raises(BadCredentials):
+            office.identify(peer(ours()), BasicCredentials("", secret), label, NOW)
 
 
 def test_s_a02_where_both_are_wanted_the_certificate_says_who_and_the_credential_what_besides(known: Known) -> None:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import URL, create_engine, inspect
+from sqlalchemy import URL, create_engine, insert, inspect
 
 import estserver.inventory
 from estserver.errors import AwaitingApproval, ConfigError, RateLimited
 from estserver.inventory import Inventory
 from estserver.inventory.database import Database
-from estserver.inventory.schema import SCHEMA_VERSIONS
+from estserver.inventory.schema import SCHEMA_VERSIONS, credential
 from estserver.limits import Bucket, Limits
 from estserver.model import Refusal, Serial
 from estserver.records import StationRecord
@@ -37,8 +38,13 @@ def database_of(version: str, path: Path) -> Inventory:
     return Inventory(Database(url, busy_seconds=1), "estserver")
 
 
-def fill(inventory: Inventory) -> None:
-    inventory.credential_add(credential_record(), "operator:test")
+def fill(inventory: Inventory, path: Path) -> None:
+    record = credential_record()
+    columns = ("name", "scheme", "verifier", "salt", "label", "devices", "names", "uses", "spent", "created_at")
+    engine = create_engine(URL.create("sqlite", database=str(path)))
+    with engine.begin() as connection:
+        connection.execute(insert(credential), {column: getattr(record, column) for column in columns})
+    engine.dispose()
     inventory.station_add(StationRecord("s-07", ("gw-*",), NOW), "operator:test")
     enroll(inventory, grant_for("sn-1", credential="sn-1"), 1, events=[event()])
     reserve(inventory, grant_for("sn-2"), 2)
@@ -50,7 +56,6 @@ def told(inventory: Inventory) -> tuple[object, ...]:
         inventory.counters(),
         inventory.audit_verify(),
         inventory.list_certificates(),
-        inventory.credentials(),
         inventory.stations(),
         inventory.outbox_pending(10),
     )
@@ -72,10 +77,11 @@ def shape(path: Path) -> dict[str, object]:
 def test_everything_in_an_earlier_database_is_there_after(tmp_path: Path, version: str) -> None:
     path = tmp_path / "old.db"
     with database_of(version, path) as old:
-        fill(old)
+        fill(old, path)
         before = told(old)
     with Inventory.open(path) as inventory:
         assert told(inventory) == before
+        assert inventory.credentials() == [replace(credential_record(), spent=1)]
         assert [left.serial for left in inventory.leftovers_void(NOW)] == [2]
         enroll(inventory, grant_for("sn-3"), 3)
         with pytest.raises(AwaitingApproval):

@@ -257,7 +257,7 @@ def test_recipients_are_found_or_refused(device: Profile, generator: Generator) 
     assert keygen.recipient_of(keygen.Wish(), open_rules, ()) is None
     assert "00000000" not in repr(open_rules)
     asked = csr.parse_without_key(Der(request(new_key(), "sn-1")))
-    made, key = keygen.make(open_rules, device, asked, (), os.urandom)
+    made, key = keygen.make(open_rules, device, asked, (), os.urandom, suite="TLS_AES_128_GCM_SHA256")
     assert spki(load_pkcs8(key.der)) == made.spki
     assert repr(key) == "DeliveredKey(encrypted=False)"
 

@@ -25,7 +25,8 @@ PROXY = proxy_of(ProxySection(addresses=("192.0.2.1", "2001:db8::1")))
 NOBODY = proxy_of(ProxySection())
 CERT, CHAIN, VERSION = "HTTP_X_SSL_CLIENT_CERT", "HTTP_X_SSL_CLIENT_CHAIN", "HTTP_X_SSL_PROTOCOL"
 UNIQUE, ADDRESS = "HTTP_X_SSL_UNIQUE", "HTTP_X_SSL_CLIENT_ADDRESS"
-HEADERS = (CERT, CHAIN, VERSION, UNIQUE, ADDRESS)
+CIPHER = "HTTP_X_SSL_CIPHER"
+HEADERS = (CERT, CHAIN, VERSION, UNIQUE, ADDRESS, CIPHER)
 MAKER = Maker("Maker")
 SUB = Maker("Sub", above=MAKER)
 LEAF = SUB.idevid("1").certificate
@@ -64,6 +65,12 @@ def test_a_chain_that_repeats_the_leaf_is_a_chain_without_it() -> None:
 @pytest.mark.parametrize("nothing", [{}, {CERT: "", CHAIN: "", UNIQUE: ""}])
 def test_who_showed_no_certificate_has_none(nothing: dict[str, str]) -> None:
     assert PROXY.peer({**GOOD, **nothing}) == Peer("203.0.113.9", "TLSv1.2")
+
+
+def test_the_cipher_suite_is_what_the_proxy_says_and_unknown_if_it_is_silent() -> None:
+    assert PROXY.peer({**GOOD, CIPHER: "ECDHE-ECDSA-AES256-GCM-SHA384"}).cipher == "ECDHE-ECDSA-AES256-GCM-SHA384"
+    assert PROXY.peer(GOOD).cipher == ""
+    assert PROXY.peer(GOOD).first_bound is None
 
 
 def test_tls_unique_on_tls_1_2_is_the_binding() -> None:
