@@ -45,6 +45,17 @@ def check_certificate(
     return tuple(found for found in path[1:] if not is_self_signed(found))
 
 
+def chains(
+    certificate: x509.Certificate, chain: Iterable[x509.Certificate], trust: TrustAnchors, now: datetime
+) -> bool:
+    """Tell whether a certificate has a path to an anchor, whatever else may be wrong with it."""
+    try:
+        build_path(certificate, chain, trust, _within(certificate, now))
+    except VerificationFailed:
+        return False
+    return True
+
+
 def _problems(
     certificate: x509.Certificate, request: x509.CertificateSigningRequest | x509.Certificate, now: datetime
 ) -> Iterable[str]:
