@@ -254,9 +254,10 @@ def test_c_c03_the_ca_certificates_printed_follow_the_link_and_no_stranger(serve
     assert ("Stranger" in err, err.count("\n")) == (True, 1)
 
 
-def test_r_05_a_device_whose_root_has_ended_is_told_so(server, family, tmp_path, capsys):
+def test_c_c03_a_device_whose_root_has_ended_is_told_to_begin_anew(server, family, tmp_path, capsys):
     ended = Family.founded(datetime.now(UTC) - 500 * DAY)
     server.identity = ended.old.server()
     root = write_pem(tmp_path / "root.pem", ended.old.certificate)
     assert run(["est", "cacerts", "--server", server.url, "--trust", str(root)]) == 10
-    assert "expired" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert ("a CA certificate above it has expired" in err, "by its fingerprint" in err) == (True, True)

@@ -130,7 +130,7 @@ def test_c_c03_an_anchor_that_has_nothing_to_do_with_it_stays() -> None:
     assert found.settled().explicit == (NEW, other)
 
 
-def test_r_05_after_the_old_root_has_ended_nothing_it_signed_vouches() -> None:
+def test_c_c03_after_the_old_root_has_ended_nothing_it_signed_vouches() -> None:
     found = after(FAMILY.bag(), now=START + 500 * DAY)
     assert (found.adopted, found.trust.explicit) == (False, (OLD,))
     assert "fingerprint" in found.note
