@@ -95,9 +95,12 @@ def succeed(trust: TrustAnchors, bag: Iterable[x509.Certificate], now: datetime)
 
 
 def refresh_due(trust: TrustAnchors, fetched_at: datetime, now: datetime) -> bool:
-    """Tell whether CA certificates should be fetched again: after half the time the anchors have, or a month."""
+    """Tell whether CA certificates should be fetched again: after half the time the anchors have, or a month.
+
+    A time still to come was written by a clock that was wrong, and counts for nothing.
+    """
     end = min(anchor.not_valid_after_utc for anchor in trust.explicit)
-    return now >= fetched_at + min(_REFRESH_AFTER, (end - fetched_at) / 2)
+    return now < fetched_at or now >= fetched_at + min(_REFRESH_AFTER, (end - fetched_at) / 2)
 
 
 def without_keys_of(bag: Iterable[x509.Certificate], others: Iterable[x509.Certificate]) -> list[x509.Certificate]:

@@ -16,6 +16,8 @@ import urllib.parse
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from devicesim.errors import UsageProblem
+
 _HEADER_MAX = 4096
 _WORD = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # a token of RFC 9110 §5.6.2
 _PART = re.compile(
@@ -38,6 +40,8 @@ class Credentials:
     password: bytes | bytearray = field(repr=False)
 
     def __post_init__(self) -> None:
+        if not self.name.isprintable() or ":" in self.name:
+            raise UsageProblem("not a name for HTTP authentication", advice="printable characters, and no colon")
         object.__setattr__(self, "password", bytearray(self.password))
 
     def wipe(self) -> None:
@@ -121,17 +125,22 @@ def _digest(given: Mapping[str, str], credentials: Credentials, method: str, tar
     algorithm = given.get("algorithm", "MD5")
     hashed = _HASHES[algorithm.upper().removesuffix("-SESS")]
     realm, nonce, count = given["realm"], given["nonce"], "00000001"
-    secret = hashed(f"{credentials.name}:{realm}:".encode() + credentials.password)
+    secret = hashed(b"%s:%s:%s" % (credentials.name.encode(), _octets(realm), credentials.password))
     if algorithm.upper().endswith("-SESS"):
-        secret = hashed(f"{secret}:{nonce}:{cnonce}".encode())
-    asked = hashed(f"{method}:{target}".encode())
-    response = hashed(f"{secret}:{nonce}:{count}:{cnonce}:auth:{asked}".encode())
+        secret = hashed(_octets(f"{secret}:{nonce}:{cnonce}"))
+    asked = hashed(_octets(f"{method}:{target}"))
+    response = hashed(_octets(f"{secret}:{nonce}:{count}:{cnonce}:auth:{asked}"))
     said = [_user(credentials.name), f"realm={_quoted(realm)}", f"nonce={_quoted(nonce)}", f"uri={_quoted(target)}"]
     said += [f"algorithm={algorithm}", "qop=auth", f"nc={count}", f"cnonce={_quoted(cnonce)}"]
     said.append(f'response="{response}"')
     if "opaque" in given:
         said.append(f"opaque={_quoted(given['opaque'])}")
     return "Digest " + ", ".join(said)
+
+
+def _octets(text: str) -> bytes:
+    """Return what stood in a header, as it came: http.client reads and writes headers as ISO 8859-1."""
+    return text.encode("latin-1", "replace")
 
 
 def _user(name: str) -> str:

@@ -28,7 +28,7 @@ from cryptography import x509
 from cryptography.x509.oid import NameOID
 
 from devicesim.cacerts import CaCerts, Succession, refresh_due, without_keys_of
-from devicesim.check import chains, check_certificate
+from devicesim.check import chain_of, chains, check_certificate
 from devicesim.client import EstClient
 from devicesim.codec import CsrAttrs
 from devicesim.csr import CsrDraft, PrivateKey, digest_for, key_type_of, spki
@@ -255,13 +255,7 @@ class Device:
                 return self._identity(stored)
             cacerts, after = self._cacerts(client)
             trust = self._settle(client, stored.certificate, cacerts, after)
-            chain = check_certificate(
-                stored.certificate,
-                stored.certificate,
-                chain=(*cacerts.certificates, *stored.chain),
-                trust=trust,
-                now=now,
-            )
+            chain = chain_of(stored.certificate, (*cacerts.certificates, *stored.chain), trust, now)
             return self._identity(self._store.refresh(replace(stored, chain=chain, trust=trust, fetched_at=now)))
 
     def receive(

@@ -366,9 +366,10 @@ def _read_secret(path: Path) -> bytes:
 def _read_time(path: Path) -> datetime | None:
     """Read an instant that may not have been written down; one that cannot be read was not."""
     try:
-        return datetime.fromisoformat(path.read_text("ascii").strip())
+        read = datetime.fromisoformat(path.read_text("ascii").strip())
     except (FileNotFoundError, ValueError):
         return None
+    return read if read.tzinfo else None
 
 
 def _write_new(path: Path, data: bytes) -> None:

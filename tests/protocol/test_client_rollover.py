@@ -193,7 +193,7 @@ def test_c_c02_ca_certificates_are_fetched_again_when_they_are_due(store, client
 
 def test_c_c02_without_a_note_of_when_they_were_fetched_they_are_due(device, client, server, store):
     device.enroll(client)
-    for wrong in ("", "yesterday"):
+    for wrong in ("", "yesterday", "2027-01-01"):
         (store.directory / "current" / "fetched").write_text(wrong)
         asked = len(server.seen)
         device.refresh(client)
@@ -206,6 +206,15 @@ def test_c_c02_a_bag_the_certificate_in_use_does_not_chain_by_keeps_the_chain_th
     first = device.enroll(client)
     stub.bag = (family.old.certificate,)
     assert device.refresh(client, always=True).chain == first.chain
+
+
+def test_c_c02_a_device_whose_certificate_has_ended_still_learns_the_new_root(store, client, stub, family):
+    stub.put(lambda seen: cms(stub.issuing.from_csr(seen.csr, days=100)), operation="simpleenroll")
+    first = Device("sn-1", store=store, clock=lambda: datetime.now(UTC)).enroll(client)
+    stub.announce(family)
+    ended = first.certificate.not_valid_after_utc + timedelta(seconds=1)
+    found = Device("sn-1", store=store, clock=lambda: ended).refresh(client)
+    assert found.trust.explicit == (family.new.certificate, family.old.certificate)
 
 
 def test_c_c02_a_full_disk_keeps_what_there_was(device, client, stub, family, monkeypatch):

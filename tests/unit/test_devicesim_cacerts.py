@@ -150,7 +150,7 @@ def test_c_c03_leaves_of_both_roots_verify_for_who_trusts_either() -> None:
     [
         (timedelta(days=3650), timedelta(days=30)),
         (timedelta(days=20), timedelta(days=10)),
-        (timedelta(0), timedelta(0)),
+        (timedelta(days=60), timedelta(days=30)),
     ],
 )
 def test_c_c02_ca_certificates_are_due_after_a_month_or_half_of_what_is_left(lasts, due_after) -> None:
@@ -160,3 +160,8 @@ def test_c_c02_ca_certificates_are_due_after_a_month_or_half_of_what_is_left(las
         trust, fetched = TrustAnchors((NEW,)), NEW.not_valid_after_utc - lasts
     assert refresh_due(trust, fetched, fetched + due_after)
     assert not refresh_due(trust, fetched, fetched + due_after - timedelta(seconds=1))
+
+
+def test_c_c02_a_clock_that_was_wrong_does_not_put_it_off_for_years() -> None:
+    trust = TrustAnchors((NEW,))
+    assert refresh_due(trust, NOW + timedelta(days=3000), NOW)

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from devicesim.challenge import Challenge, Credentials, authorization, challenges
+from devicesim.errors import UsageProblem
 
 # RFC 7616 §3.9.1: both challenges of the example, and the two answers printed there.
 REALM, NONCE = "http-auth@example.org", "7ypf/xlj9XXwfDPEoM4URrv/xwf94BcCAzFZH4GiTo0v"
@@ -111,6 +112,21 @@ def test_c_t12_names_are_quoted_or_extended() -> None:
     said = parameters(answered(example("MD5"), ("Jäsøn Doe", b"x")))
     assert said["username*"] == "UTF-8''J%C3%A4s%C3%B8n%20Doe"  # RFC 7616 §3.9.2
     assert "username" not in said
+
+
+def test_c_t12_a_realm_is_hashed_as_it_came() -> None:
+    wire = "Wärme".encode().decode("latin-1")  # a server's UTF-8, as http.client reads it
+    said = parameters(answered(f'Digest realm="{wire}", qop="auth", algorithm=SHA-256, nonce="x"'))
+    secret = hashlib.sha256("Mufasa:Wärme:Circle of Life".encode()).hexdigest()
+    asked = hashlib.sha256(b"GET:/dir/index.html").hexdigest()
+    expected = hashlib.sha256(f"{secret}:x:00000001:{CNONCE}:auth:{asked}".encode()).hexdigest()
+    assert (said["realm"], said["response"]) == (wire, expected)
+
+
+@pytest.mark.parametrize("name", ["a:b", "a\r\nX-Header: b", "a\x00"])
+def test_a_name_that_would_be_read_as_something_else_is_refused(name: str) -> None:
+    with pytest.raises(UsageProblem):
+        Credentials(name, b"x")
 
 
 def test_challenges_are_read_as_a_list() -> None:
