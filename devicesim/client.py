@@ -261,7 +261,7 @@ class EstClient:
             return self._carried[1]
         binding = None if self._pop == "off" else connection.binding
         if binding is None and (csr.binding_required or self._pop == "required"):
-            who = "the server wants" if csr.binding_required else "it was asked for to have"
+            who = "the server wants" if csr.binding_required else "the caller wants"
             why = "that was switched off" if self._pop == "off" else f"this {connection.tls_version} has no binding"
             raise CannotComply(
                 f"{who} the request bound to its connection, and {why}",
