@@ -8,7 +8,10 @@ with EstClient("https://est.example", trust=TrustAnchors.from_file("root.pem")) 
 
 from importlib.metadata import PackageNotFoundError, version
 
-from devicesim.client import CaCerts, Credentials, EstClient, ServerKey, bootstrap
+from devicesim.anchor import bootstrap
+from devicesim.cacerts import CaCerts, Succession
+from devicesim.challenge import Credentials
+from devicesim.client import EstClient, ServerKey
 from devicesim.codec import CsrAttrs
 from devicesim.csr import CsrDraft
 from devicesim.device import Device, DeviceIdentity, DeviceState
@@ -43,6 +46,7 @@ __all__ = [
     "Pending",
     "ServerKey",
     "SharedKey",
+    "Succession",
     "TrustAnchors",
     "Unreachable",
     "VerificationFailed",

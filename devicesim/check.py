@@ -33,8 +33,7 @@ def check_certificate(
     problems = list(_problems(certificate, request, now))
     path: tuple[x509.Certificate, ...] = ()
     try:
-        # The dates are told above, in words; here only the path is at stake.
-        path = build_path(certificate, chain, trust, _within(certificate, now))
+        path = chain_of(certificate, chain, trust, now)
     except VerificationFailed as error:
         problems.append(str(error))
     if problems:
@@ -42,7 +41,26 @@ def check_certificate(
             "the certificate that came back is not usable: " + "; ".join(problems),
             advice="nothing was changed; report it to whoever runs the server",
         )
+    return path
+
+
+def chain_of(
+    certificate: x509.Certificate, chain: Iterable[x509.Certificate], trust: TrustAnchors, now: datetime
+) -> tuple[x509.Certificate, ...]:
+    """Return the intermediates between a certificate and its anchor; its own dates are not at stake here."""
+    path = build_path(certificate, chain, trust, _within(certificate, now))
     return tuple(found for found in path[1:] if not is_self_signed(found))
+
+
+def chains(
+    certificate: x509.Certificate, chain: Iterable[x509.Certificate], trust: TrustAnchors, now: datetime
+) -> bool:
+    """Tell whether a certificate has a path to an anchor, whatever else may be wrong with it."""
+    try:
+        chain_of(certificate, chain, trust, now)
+    except VerificationFailed:
+        return False
+    return True
 
 
 def _problems(

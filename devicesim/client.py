@@ -6,76 +6,41 @@ Rules:
 - A `CsrDraft` is signed after the handshake of the connection that carries it, and one connection carries one draft
   (§3.5, RFC 9266 §4.1). Whenever the connection changes, the request is made anew, for the same key.
 - A request that may have arrived is never repeated here: the caller decides (`devicesim.retry`).
-- Redirects are followed within the origin; a GET once to another one, a POST only where that was allowed (§3.2.1).
+- Redirects are followed within the origin; a GET once to another one, a POST only where that was allowed. Each leads
+  over a new connection, on which everything is authorised again (§3.2.1).
 - What the server writes is shortened and made printable before anybody sees it.
 """
 
 from __future__ import annotations
 
 import base64
-import hmac
+import secrets
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from types import TracebackType
-from typing import Self
+from typing import Literal, Self
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives import hashes
 
 from devicesim import codec
 from devicesim.address import EstAddress, redirect_target
+from devicesim.cacerts import CaCerts
+from devicesim.challenge import Credentials, authorization
 from devicesim.codec import CsrAttrs
 from devicesim.csr import CsrDraft, PrivateKey, load_csr, spki
 from devicesim.envelope import Decryptor, KeyAnswer, key_and_certificate, load_pkcs8, unseal
-from devicesim.errors import BadAnswer, CannotComply, EstRefused, UsageProblem, VerificationFailed
-from devicesim.replies import Body, expect, offers_basic, refusal
+from devicesim.errors import BadAnswer, CannotComply, EstRefused, VerificationFailed
+from devicesim.replies import Body, expect, refusal
 from devicesim.transport import Answer, ClientIdentity, Connection, Origin, TlsChoice, TlsSettings
-from devicesim.trust import TrustAnchors, authorises, build_path, is_ca, is_self_signed
+from devicesim.trust import TrustAnchors, authorises, build_path
 
 _REDIRECTS_MAX = 3
 _NOT_OFFERED = frozenset({204, 404, 501})  # RFC 7030 §4.5.2, §4.3.2
-_FINGERPRINTS: dict[int, hashes.HashAlgorithm] = {64: hashes.SHA256(), 128: hashes.SHA512()}
 
-
-@dataclass(frozen=True, slots=True)
-class Credentials:
-    """Name and password for HTTP Basic (RFC 7617); the name may be empty (RFC 7030 §3.2.3)."""
-
-    name: str
-    password: bytes = field(repr=False)
-
-    @property
-    def basic(self) -> str:
-        """The value of an Authorization header."""
-        return "Basic " + base64.b64encode(self.name.encode() + b":" + self.password).decode("ascii")
-
-
-@dataclass(frozen=True, slots=True)
-class CaCerts:
-    """What `/cacerts` returned; nothing in it is trusted for being there (RFC 7030 §4.1.3).
-
-    Attributes:
-        certificates: all of it, in no meaningful order.
-        trust: the anchors under which it was fetched.
-    """
-
-    certificates: tuple[x509.Certificate, ...]
-    trust: TrustAnchors
-
-    def intermediates(self, now: datetime) -> tuple[x509.Certificate, ...]:
-        """Return the CA certificates that chain to the anchors: those a path may be built with."""
-        return tuple(found for found in self.certificates if self._is_intermediate(found, now))
-
-    def _is_intermediate(self, certificate: x509.Certificate, now: datetime) -> bool:
-        if not is_ca(certificate) or is_self_signed(certificate):
-            return False
-        try:
-            build_path(certificate, self.certificates, self.trust, now)
-        except VerificationFailed:
-            return False
-        return True
+ChannelBinding = Literal["required", "auto", "off"]
+"""Whether a request made here is bound to its connection: always, where there is a binding, or never."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,11 +58,12 @@ class EstClient:
         url: `https://host[:port]`, with or without `/.well-known/est[/label]`.
         trust: the explicit trust anchors; there are no others.
         label: the CA label (RFC 7030 §3.2.2).
-        credentials: for HTTP Basic, sent when the server asks.
+        credentials: for HTTP Digest or Basic, used when the server asks.
         identity: the certificate to show in the handshake.
         tls: the TLS version to speak, or `auto` for 1.2 and 1.3.
         timeout_seconds: for each connection and for each exchange.
         redirect_origins: other origins (`https://host:port`) to which a request may be redirected.
+        pop: whether a draft is bound to the connection that carries it (RFC 7030 §3.5).
         clock: the instant at which the server's certificate must be valid; OpenSSL's own clock when None.
     """
 
@@ -112,6 +78,7 @@ class EstClient:
         tls: TlsChoice = "auto",
         timeout_seconds: float = 30.0,
         redirect_origins: Collection[str] = (),
+        pop: ChannelBinding = "auto",
         clock: Callable[[], datetime] | None = None,
     ) -> None:
         self.address = EstAddress.parse(url, label)
@@ -119,6 +86,7 @@ class EstClient:
         self._settings = TlsSettings(trust, identity, tls, timeout_seconds)
         self._credentials = credentials
         self._redirect_origins = frozenset(EstAddress.parse(origin).origin for origin in redirect_origins)
+        self._pop: ChannelBinding = pop
         self._clock = clock
         self._connection: Connection | None = None
         self._carried: tuple[CsrDraft, bytes] | None = None
@@ -139,12 +107,29 @@ class EstClient:
             self._connection.close()
         self._connection = self._carried = None
 
-    def with_identity(self, identity: ClientIdentity) -> EstClient:
-        """Return a client for the same server that shows another certificate, and no password."""
-        other = EstClient(str(self.address), trust=self.trust, clock=self._clock)
-        other._settings = replace(self._settings, identity=identity)
+    def with_identity(self, identity: ClientIdentity, trust: TrustAnchors | None = None) -> EstClient:
+        """Return a client for the same server that shows another certificate, and no password.
+
+        Args:
+            trust: other anchors to hold the server against, where they have changed.
+        """
+        return self._other(replace(self._settings, identity=identity, trust=trust or self.trust))
+
+    def without_password(self, trust: TrustAnchors) -> EstClient:
+        """Return a client for the same server that holds it against other anchors and answers no challenge."""
+        return self._other(replace(self._settings, trust=trust))
+
+    def _other(self, settings: TlsSettings) -> EstClient:
+        other = EstClient(str(self.address), trust=settings.trust or self.trust, pop=self._pop, clock=self._clock)
+        other._settings = settings
         other._redirect_origins = self._redirect_origins
         return other
+
+    def forget_password(self) -> None:
+        """Overwrite the password; it is not used again (RFC 7030 §6)."""
+        if self._credentials is not None:
+            self._credentials.wipe()
+        self._credentials = None
 
     # --- the operations ---------------------------------------------------------------------------------------------
 
@@ -229,6 +214,7 @@ class EstClient:
             if target is None:
                 raise refusal(answer, operation)
             self._check_redirect(origin, target[0], method)
+            self.close()
             origin, path = target
         raise EstRefused("the server redirects in circles", advice="report it to whoever runs the server")
 
@@ -266,14 +252,20 @@ class EstClient:
     def _request_for(self, connection: Connection, csr: CsrDraft | bytes) -> bytes:
         """Return the request for this very connection; the same octets when it is asked for again."""
         if isinstance(csr, bytes):
+            if self._pop == "required":
+                raise CannotComply(
+                    "a request signed elsewhere cannot be bound to this connection", advice="give its key"
+                )
             return csr
         if self._carried is not None and self._carried[0] is csr:
             return self._carried[1]
-        binding = connection.binding
-        if binding is None and csr.binding_required:
+        binding = None if self._pop == "off" else connection.binding
+        if binding is None and (csr.binding_required or self._pop == "required"):
+            who = "the server wants" if csr.binding_required else "the caller wants"
+            why = "that was switched off" if self._pop == "off" else f"this {connection.tls_version} has no binding"
             raise CannotComply(
-                f"the server wants the request bound to its connection; this {connection.tls_version} has no binding",
-                advice="use TLS 1.3, or TLS 1.2 with the extended master secret",
+                f"{who} the request bound to its connection, and {why}",
+                advice="use TLS 1.3, or TLS 1.2 with the extended master secret, and do not switch it off",
             )
         self._carried = (csr, csr.sign(binding))
         return self._carried[1]
@@ -281,17 +273,19 @@ class EstClient:
     def _answer_challenge(
         self, answer: Answer, origin: Origin, method: str, path: str, csr: CsrDraft | bytes | None
     ) -> Answer:
-        """Answer a Basic challenge of the configured origin, once; any other ends the connection (RFC 7030 §3.2.3)."""
-        if self._credentials is None or origin != self.address.origin:
+        """Answer a challenge of the configured origin, once; what cannot be answered ends it (RFC 7030 §3.2.3)."""
+        if self._credentials is None or self._credentials.wiped or origin != self.address.origin:
             return answer
-        if not offers_basic(answer):
+        offered = answer.headers.get("www-authenticate", "")
+        said = authorization(offered, self._credentials, method, path, secrets.token_urlsafe(18))
+        if said is None:
             self.close()
             raise EstRefused(
-                "the server asks for an HTTP authentication other than Basic",
+                "the server asks for an HTTP authentication other than Digest and Basic",
                 status=401,
-                advice="use a client certificate, or let the server offer Basic",
+                advice="use a client certificate, or let the server offer one of them",
             )
-        return self._send(origin, method, path, csr, {"Authorization": self._credentials.basic})
+        return self._send(origin, method, path, csr, {"Authorization": said})
 
     def _check_redirect(self, origin: Origin, target: Origin, method: str) -> None:
         """Stay within the origin, but for one GET elsewhere and for what was allowed (RFC 7030 §3.2.1)."""
@@ -325,57 +319,4 @@ def _kind_of_key(csr: CsrDraft | bytes) -> type | None:
         return None
 
 
-def bootstrap(
-    url: str,
-    fingerprint: str,
-    *,
-    label: str = "",
-    tls: TlsChoice = "auto",
-    timeout_seconds: float = 30.0,
-    clock: Callable[[], datetime] | None = None,
-) -> CaCerts:
-    """Learn the trust anchor from its fingerprint (RFC 7030 §4.1.1).
-
-    One unauthenticated connection fetches `/cacerts` and nothing else, shows no certificate and answers no challenge.
-    The self-signed certificate whose SHA-256 (or SHA-512) over the whole DER is `fingerprint` becomes the anchor; with
-    it a second connection is verified, and what comes over that one is returned.
-    """
-    wanted = _parse_fingerprint(fingerprint)
-    address = EstAddress.parse(url, label)
-    connection = Connection(address.origin, TlsSettings(None, None, tls, timeout_seconds))
-    try:
-        answer = connection.exchange("GET", address.path("cacerts"), {"User-Agent": "devicesim", "Accept": "*/*"})
-    finally:
-        connection.close()
-    if answer.status != 200:
-        raise refusal(answer, "cacerts")
-    anchor = _matching(codec.certs_only(expect(answer, Body.CERTS_ONLY)), wanted)
-    with EstClient(
-        url, trust=TrustAnchors((anchor,)), label=label, tls=tls, timeout_seconds=timeout_seconds, clock=clock
-    ) as client:
-        return client.cacerts()
-
-
-def _parse_fingerprint(text: str) -> bytes:
-    digits = text.strip().replace(":", "").replace(" ", "").lower()
-    try:
-        wanted = bytes.fromhex(digits)
-    except ValueError:
-        wanted = b""
-    if len(digits) not in _FINGERPRINTS or not wanted:
-        raise UsageProblem("not a fingerprint", advice="give the SHA-256 of the CA certificate: 64 hexadecimal digits")
-    return wanted
-
-
-def _matching(certificates: tuple[x509.Certificate, ...], wanted: bytes) -> x509.Certificate:
-    algorithm = _FINGERPRINTS[len(wanted) * 2]
-    for certificate in certificates:
-        if hmac.compare_digest(certificate.fingerprint(algorithm), wanted) and is_self_signed(certificate):
-            return certificate
-    raise VerificationFailed(
-        "no CA certificate of this server has that fingerprint; nothing was kept",
-        advice="compare the fingerprint with the one the server's operator gave; if it is right, somebody else answers",
-    )
-
-
-__all__ = ["BadAnswer", "CaCerts", "Credentials", "EstClient", "bootstrap"]
+__all__ = ["BadAnswer", "CaCerts", "ChannelBinding", "Credentials", "EstClient", "ServerKey"]

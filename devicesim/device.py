@@ -10,6 +10,9 @@ Rules:
   under way, the device repeats it with the same key, so that a lost answer costs nothing.
 - What comes back is checked before it is installed, and installed as a whole or not at all.
 - A renewal authenticates with the certificate it renews (RFC 7030 §3.3.2) and asks for the same names.
+- Whom it trusts follows the CA from root to root (`devicesim.cacerts`). A certificate of a CA that was not there before
+  is installed only when the CA certificates, fetched once more, lead from it to an anchor. The old anchor goes when a
+  certificate was verified under the new one, and the server too.
 - The state is read from the store: it is what a restart would find.
 """
 
@@ -24,13 +27,14 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.x509.oid import NameOID
 
-from devicesim.check import check_certificate
+from devicesim.cacerts import CaCerts, Succession, refresh_due, without_keys_of
+from devicesim.check import chain_of, chains, check_certificate
 from devicesim.client import EstClient
 from devicesim.codec import CsrAttrs
 from devicesim.csr import CsrDraft, PrivateKey, digest_for, key_type_of, spki
 from devicesim.csr import key_type as key_type_row
 from devicesim.envelope import Decryptor
-from devicesim.errors import ConfigInvalid, Conflict, KeyStoreError, VerificationFailed
+from devicesim.errors import ConfigInvalid, Conflict, DeviceSimError, KeyStoreError, VerificationFailed
 from devicesim.keystore import KeyStore, PendingRequest, StoredIdentity
 from devicesim.transport import ClientIdentity
 from devicesim.trust import TrustAnchors
@@ -103,6 +107,7 @@ class Device:
         clock: aware UTC time.
         policy: what a server's wishes may make it do.
         subject: the subject it asks for, when that is more than its id.
+        tell: hears, in one line, of a root that was adopted or refused.
     """
 
     def __init__(
@@ -113,6 +118,7 @@ class Device:
         clock: Callable[[], datetime],
         policy: LocalPolicy | None = None,
         subject: x509.Name | None = None,
+        tell: Callable[[str], None] = lambda _line: None,
     ) -> None:
         if not device_id or len(device_id) > 64 or not device_id.isprintable():
             raise ConfigInvalid(f"not a device id: {device_id!r}", advice="1 to 64 printable characters")
@@ -121,6 +127,7 @@ class Device:
         self._clock = clock
         self._policy = policy or LocalPolicy()
         self._subject = subject
+        self._tell = tell
 
     @property
     def state(self) -> DeviceState:
@@ -194,7 +201,7 @@ class Device:
                 raise VerificationFailed("no certificate was asked for", advice="draft a request first")
             request = asked.request if isinstance(asked, PendingRequest) else asked.certificate
             path = check_certificate(certificate, request, chain=chain, trust=trust, now=at)
-            return self._identity(self._store.install(StoredIdentity(certificate, path, trust, asked.key)))
+            return self._identity(self._store.install(StoredIdentity(certificate, path, trust, asked.key, at)))
 
     # --- the whole sequence -----------------------------------------------------------------------------------------
 
@@ -210,10 +217,10 @@ class Device:
                 self._check_owner(current)
                 if self._clock() <= current.certificate.not_valid_after_utc:
                     return current
-            cacerts = client.cacerts()
+            cacerts, after = self._cacerts(client)
             request = self.draft(client.csrattrs(), key_type=key_type, san=san)
             certificate = client.simpleenroll(request)
-            return self.install(certificate, chain=cacerts.certificates, trust=client.trust)
+            return self.install(certificate, chain=cacerts.certificates, trust=after.trust)
 
     def renew(self, client: EstClient, *, new_key: bool = True) -> DeviceIdentity:
         """Get the successor of the certificate in use, with a new key unless told otherwise (RFC 7030 §4.2.2).
@@ -227,9 +234,29 @@ class Device:
                 raise KeyStoreError(f"{self.device_id} has no certificate to renew", advice="enrol it first")
             request = self.draft_renewal() if new_key else CsrDraft.renewing(current.certificate, current.key)
             with client.with_identity(current.client_identity()) as authenticated:
-                cacerts = authenticated.cacerts()
+                cacerts, after = self._cacerts(authenticated)
                 certificate = authenticated.simplereenroll(request)
-            return self.install(certificate, chain=cacerts.certificates, trust=client.trust)
+            if not chains(certificate, current.chain, current.trust, self._clock()):  # of a CA that is new here
+                with client.with_identity(current.client_identity(), after.trust) as again:
+                    cacerts, after = self._cacerts(again)
+            trust = self._settle(client, certificate, cacerts, after)
+            return self.install(certificate, chain=cacerts.certificates, trust=trust)
+
+    def refresh(self, client: EstClient, *, always: bool = False) -> DeviceIdentity:
+        """Fetch the CA certificates again when they are due, long before they expire (RFC 7030 §4.1.2).
+
+        When the certificate in use would not chain to an anchor any more, everything is kept as it was.
+        """
+        with self._store.locked():
+            stored, now = self._store.current(), self._clock()
+            if stored is None:
+                raise KeyStoreError(f"{self.device_id} has no identity to refresh", advice="enrol it first")
+            if not always and stored.fetched_at and not refresh_due(stored.trust, stored.fetched_at, now):
+                return self._identity(stored)
+            cacerts, after = self._cacerts(client)
+            trust = self._settle(client, stored.certificate, cacerts, after)
+            chain = chain_of(stored.certificate, (*cacerts.certificates, *stored.chain), trust, now)
+            return self._identity(self._store.refresh(replace(stored, chain=chain, trust=trust, fetched_at=now)))
 
     def receive(
         self,
@@ -247,22 +274,50 @@ class Device:
             current = self.identity
             if current is not None:
                 self._check_owner(current)
-            cacerts, wishes = client.cacerts(), client.csrattrs()
+            (cacerts, after), wishes = self._cacerts(client), client.csrattrs()
             own = OwnNames(self.device_id, tuple(san), self._subject)
             asking = key_type_row(choose_key_type(wishes.key, key_type, self._policy)).generate()  # signs, no more
             request = draft(asking, own, wishes, self._policy)
             made = client.serverkeygen(request, decryptor)
             asked = x509.load_der_x509_csr(replace(request, key=made.key, digest=digest_for(made.key)).sign())
-            path = check_certificate(
-                made.certificate, asked, chain=cacerts.certificates, trust=client.trust, now=self._clock()
+            now = self._clock()
+            path = check_certificate(made.certificate, asked, chain=cacerts.certificates, trust=after.trust, now=now)
+            return self._identity(
+                self._store.install(StoredIdentity(made.certificate, path, after.trust, made.key, now))
             )
-            return self._identity(self._store.install(StoredIdentity(made.certificate, path, client.trust, made.key)))
 
     def fall_back(self) -> DeviceIdentity:
         """Return to the last known good identity."""
         return self._identity(self._store.fall_back())
 
     # --- parts ------------------------------------------------------------------------------------------------------
+
+    def _cacerts(self, client: EstClient) -> tuple[CaCerts, Succession]:
+        """Fetch the CA certificates and say whom to trust after them."""
+        cacerts = client.cacerts()
+        after = cacerts.succession(self._clock())
+        if after.note:
+            self._tell(after.note)
+        if after.adopted and after.root is not None:
+            self._tell(f"the trusted CA vouches for its successor {after.root.subject.rfc4514_string()!r}: trusted too")
+        return cacerts, after
+
+    def _settle(
+        self, client: EstClient, certificate: x509.Certificate, cacerts: CaCerts, after: Succession
+    ) -> TrustAnchors:
+        """Let go of the anchor before once certificate and server are verified without it, else keep both."""
+        if not after.before:
+            return after.trust
+        alone = after.settled()
+        if not chains(certificate, without_keys_of(cacerts.certificates, after.before), alone, self._clock()):
+            return after.trust
+        try:
+            with client.without_password(alone) as proving:
+                proving.cacerts()
+        except DeviceSimError as error:
+            self._tell(f"the root before stays trusted beside the new one: {error}")
+            return after.trust
+        return alone
 
     def _write_down(self, made: CsrDraft) -> CsrDraft:
         """Persist a draft as a request without binding, unless it says what is written already."""

@@ -2,7 +2,8 @@
 
 A `FileKeyStore` is a directory:
 
-    generations/0001/  key.pem cert.pem chain.pem trust.pem     one identity, complete and never changed
+    generations/0001/  key.pem cert.pem chain.pem trust.pem     one identity, complete and never changed;
+                       fetched                                  when its CA certificates were
     current -> generations/0002                                 the one switch
     key.pem -> current/key.pem   (cert, chain, trust likewise)  paths that never change
     pending.pem                                                 key and request of an enrolment not finished
@@ -26,6 +27,7 @@ import shutil
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 
@@ -67,6 +69,7 @@ class StoredIdentity:
         chain: the intermediates, towards the anchor.
         trust: the anchors it was checked against.
         key: the private key.
+        fetched_at: when the CA certificates were fetched, if that is known.
         directory: where its files are, and stay.
     """
 
@@ -74,6 +77,7 @@ class StoredIdentity:
     chain: tuple[x509.Certificate, ...]
     trust: TrustAnchors
     key: PrivateKey = field(repr=False)
+    fetched_at: datetime | None = None
     directory: Path | None = None
 
 
@@ -104,6 +108,9 @@ class KeyStore(Protocol):
 
     def install(self, identity: StoredIdentity) -> StoredIdentity:
         """Make this the identity in use, all of it or nothing, and forget the request under way."""
+
+    def refresh(self, identity: StoredIdentity) -> StoredIdentity:
+        """Give the identity in use other CA certificates; the last known good one before it stays."""
 
     def fall_back(self) -> StoredIdentity:
         """Put the last known good identity back into use."""
@@ -176,17 +183,15 @@ class FileKeyStore:
     def install(self, identity: StoredIdentity) -> StoredIdentity:
         """Write a new generation, read it back, switch to it."""
         with self.locked(), _storage_errors("write", self.directory):
-            last_good = self._current_name()
-            directory = self._write_generation(identity)
-            written = self._read(directory)
-            if written.certificate != identity.certificate or spki(written.key) != spki(identity.certificate):
-                raise KeyStoreError("what was written does not read back the same", advice="the disk may be failing")
-            self._link_names()
-            self._switch(directory)
-            self._tidy({directory.name, last_good})
+            written = self._put(identity, self._current_name())
             (self.directory / "pending.pem").unlink(missing_ok=True)
             _sync_directory(self.directory)
         return written
+
+    def refresh(self, identity: StoredIdentity) -> StoredIdentity:
+        """Give the identity in use other CA certificates; the last known good one before it stays."""
+        with self.locked(), _storage_errors("write", self.directory):
+            return self._put(identity, self._previous_name())
 
     def fall_back(self) -> StoredIdentity:
         """Put the last known good identity back into use."""
@@ -221,6 +226,17 @@ class FileKeyStore:
 
     # --- files ------------------------------------------------------------------------------------------------------
 
+    def _put(self, identity: StoredIdentity, last_good: str) -> StoredIdentity:
+        """Write a generation, read it back, switch to it; of the others one is kept."""
+        directory = self._write_generation(identity)
+        written = self._read(directory)
+        if written.certificate != identity.certificate or spki(written.key) != spki(identity.certificate):
+            raise KeyStoreError("what was written does not read back the same", advice="the disk may be failing")
+        self._link_names()
+        self._switch(directory)
+        self._tidy({directory.name, last_good})
+        return written
+
     def _write_generation(self, identity: StoredIdentity) -> Path:
         """Write everything beside, fsynced, then give it its number."""
         root = self.directory / "generations"
@@ -233,6 +249,8 @@ class FileKeyStore:
         _write_new(beside / "cert.pem", identity.certificate.public_bytes(Encoding.PEM) + chain)
         _write_new(beside / "chain.pem", chain + identity.trust.pem())
         _write_new(beside / "trust.pem", identity.trust.pem())
+        if identity.fetched_at is not None:
+            _write_new(beside / "fetched", f"{identity.fetched_at.isoformat()}\n".encode())
         _sync_directory(beside)
         numbered = root / f"{self._next_number():04d}"
         beside.rename(numbered)
@@ -248,7 +266,9 @@ class FileKeyStore:
             raise KeyStoreError(f"a certificate in {directory} is damaged") from error
         if spki(certificate) != spki(key):
             raise KeyStoreError(f"key and certificate in {directory} do not belong together")
-        return StoredIdentity(certificate, tuple(chain), TrustAnchors(anchors), key, directory)
+        return StoredIdentity(
+            certificate, tuple(chain), TrustAnchors(anchors), key, _read_time(directory / "fetched"), directory
+        )
 
     def _switch(self, directory: Path) -> None:
         """Let `current` point to a complete generation: the one step that matters."""
@@ -355,6 +375,15 @@ def _read_secret(path: Path) -> bytes:
         if stat.S_IMODE(os.fstat(file.fileno()).st_mode) & 0o077:
             raise KeyStoreError(f"{path} can be read by others", advice=f"chmod 600 {path}")
         return file.read(_FILE_MAX_BYTES)
+
+
+def _read_time(path: Path) -> datetime | None:
+    """Read an instant that may not have been written down; one that cannot be read was not."""
+    try:
+        read = datetime.fromisoformat(path.read_text("ascii").strip())
+    except (FileNotFoundError, ValueError):
+        return None
+    return read if read.tzinfo else None
 
 
 def _write_new(path: Path, data: bytes) -> None:

@@ -78,12 +78,6 @@ _MEANINGS = {
 }
 
 
-def offers_basic(answer: Answer) -> bool:
-    """Tell whether Basic is among the challenges (RFC 9110 §11.6.1); what stands in quotes is no scheme."""
-    challenges = re.sub(r'"(?:[^"\\]|\\.)*"', "", answer.headers.get("www-authenticate", ""))
-    return re.search(r"(?i)(?:^|,)\s*basic(?=\s|,|$)", challenges) is not None
-
-
 def retry_after_seconds(answer: Answer) -> float | None:
     """Read Retry-After, seconds or a date (RFC 9110 §10.2.3), bounded; None when it is absent or unreadable.
 

@@ -43,7 +43,11 @@ _TLS_RANGE: dict[str, tuple[int, int]] = {
 _RECORD_MAX_BYTES = 16384
 _EXPORTER_LABEL = b"EXPORTER-Channel-Binding"  # RFC 9266 §2
 _NOT_UNDER_ANCHOR = "it does not chain to a trust anchor"
-_DATE_ERRORS = frozenset({9, 10})
+_EXPIRED = 10
+_DATE_ERRORS = frozenset({9, _EXPIRED})
+_ROOT_ENDED = (
+    "if it is the trust anchor and the clock is right, learn the new one by its fingerprint, as the first time"
+)
 _PATH_ERRORS = {  # X509_V_ERR_*
     9: "it is not valid yet",
     10: "it has expired",
@@ -255,6 +259,8 @@ def _authoriser(host: str) -> Callable[[SSL.Connection, crypto.X509, int, int, i
         if not accepted:
             reason = _PATH_ERRORS.get(error, f"OpenSSL verify error {error}")
             advice = "is the clock right, here and there?" if error in _DATE_ERRORS else None
+            if error == _EXPIRED and depth > 0:
+                reason, advice = "a CA certificate above it has expired", _ROOT_ENDED
             raise ServerNotTrusted(f"the certificate of {host} was not accepted: {reason}", advice=advice)
         if depth == 0 and not authorises(certificate.to_cryptography(), host):
             raise ServerNotTrusted(f"the certificate shown is not one for {host}")

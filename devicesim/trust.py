@@ -97,7 +97,8 @@ def build_path(
     now: datetime,
 ) -> tuple[x509.Certificate, ...]:
     """Return the verified path from `certificate` to an anchor, both included; otherwise say what is wrong."""
-    pool = [crypto.X509.from_cryptography(other) for other in untrusted]
+    # A root that is no anchor leads nowhere, and OpenSSL does not turn back from it to the link beside it.
+    pool = [crypto.X509.from_cryptography(other) for other in untrusted if not is_self_signed(other)]
     context = crypto.X509StoreContext(trust.store(now), crypto.X509.from_cryptography(certificate), pool)
     try:
         return tuple(found.to_cryptography() for found in context.get_verified_chain())
@@ -119,8 +120,13 @@ def readable(certificate: x509.Certificate) -> bool:
 
 def is_self_signed(certificate: x509.Certificate) -> bool:
     """Tell whether a certificate is signed with its own key."""
+    return is_signed_by(certificate, certificate)
+
+
+def is_signed_by(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
+    """Tell whether a certificate bears the name of its issuer and the signature of that one's key."""
     try:
-        certificate.verify_directly_issued_by(certificate)
+        certificate.verify_directly_issued_by(issuer)
     except Exception:  # noqa: BLE001 - InvalidSignature, ValueError, TypeError, UnsupportedAlgorithm: all say "no"
         return False
     return True

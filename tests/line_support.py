@@ -15,7 +15,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from devicesim.client import CaCerts
+from devicesim.cacerts import CaCerts
 from devicesim.codec import CsrAttrs
 from devicesim.csr import CsrDraft, spki
 from devicesim.errors import EstRefused, Unreachable

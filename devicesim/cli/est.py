@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-import random
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
 
 import click
-from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
-from cryptography.x509.oid import NameOID
 
+from devicesim.anchor import bootstrap
+from devicesim.cacerts import CaCerts
 from devicesim.cli import now
+from devicesim.cli.asking import (
+    device_at,
+    given_request,
+    patiently,
+    print_certificate,
+    print_identity,
+    reject_with_csr,
+    trusted,
+    what_happened,
+)
 from devicesim.cli.options import (
     Decryption,
     Target,
@@ -24,29 +30,36 @@ from devicesim.cli.options import (
     echo_json,
     json_option,
     key_type_option,
-    read_bytes,
+    pop_option,
+    read_secret,
     san_option,
     server_options,
+    wipe_secret,
     write_public,
 )
-from devicesim.client import CaCerts, bootstrap
-from devicesim.csr import KEY_TYPES, load_csr, parse_subject
-from devicesim.device import Device, DeviceIdentity
-from devicesim.errors import Unreachable, UsageProblem
+from devicesim.client import ChannelBinding
+from devicesim.csr import KEY_TYPES
+from devicesim.errors import UsageProblem
 from devicesim.explain import certificate_facts, certificate_lines, csrattrs_facts, csrattrs_lines
-from devicesim.keystore import FileKeyStore
-from devicesim.retry import Patience, retrying
 from devicesim.wishes import LocalPolicy
-
-T = TypeVar("T")
 
 wait_option = click.option(
     "--wait",
+    "--wait-seconds",
     "wait_seconds",
     type=click.FloatRange(0, 7 * 24 * 3600),
     default=0.0,
     metavar="SECONDS",
     help="Keep trying for so long while the server cannot be reached or the request waits for approval.",
+)
+csr_option = click.option(
+    "--csr", type=click.Path(path_type=Path, allow_dash=True), metavar="FILE", help="A request made elsewhere."
+)
+csr_key_option = click.option(
+    "--csr-key",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="The key of that request: it is signed again here, bound to its connection.",
 )
 out_option = click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="The device's store.")
 
@@ -65,20 +78,25 @@ def est() -> None:
 def cacerts(target: Target, fingerprint: str | None, out: Path | None, *, everything: bool, as_json: bool) -> None:
     """Fetch the CA certificates; print the trust anchors as PEM.
 
+    A new root is among them when the one that is trusted vouches for it, never otherwise.
+
     \b
     devicesim est cacerts --server https://127.0.0.1:8443 --fingerprint 5E:A0:… --out root.pem
     """
     if (fingerprint is None) == (target.trust is None):
         raise UsageProblem("give either --trust or --fingerprint", advice="the fingerprint is for the first time")
     found = _bootstrap(target, fingerprint) if fingerprint is not None else _cacerts(target)
-    intermediates = found.intermediates(now())
-    written = (*found.trust.explicit, *(intermediates if everything else ()))
+    after = found.succession(now())
+    if after.note:
+        click.echo(after.note, err=True)
+    anchors, intermediates = after.trust.explicit, found.intermediates(now())
+    written = (*anchors, *(intermediates if everything else ()))
     pem = b"".join(certificate.public_bytes(Encoding.PEM) for certificate in written)
     if out is not None:
         write_public(out, pem)
     if as_json:
-        rows = [certificate_facts(certificate) for certificate in (*found.trust.explicit, *intermediates)]
-        echo_json({"anchors": rows[: len(found.trust.explicit)], "intermediates": rows[len(found.trust.explicit) :]})
+        bags = {"anchors": anchors, "intermediates": intermediates}
+        echo_json({name: [certificate_facts(one) for one in bag] for name, bag in bags.items()})
     elif out is None:
         click.echo(pem.decode("ascii"), nl=False)
     else:
@@ -130,9 +148,10 @@ def csrattrs(
 @click.option("--subject", metavar="NAME", help="Device id, or a whole subject: 'CN=sn-00042,O=Acme'.")
 @san_option
 @allow_name_option
-@click.option(
-    "--csr", type=click.Path(path_type=Path, allow_dash=True), metavar="FILE", help="A request made elsewhere."
-)
+@csr_option
+@csr_key_option
+@pop_option
+@click.option("--wipe", is_flag=True, help="Overwrite and delete the password file once the certificate is installed.")
 @out_option
 @wait_option
 @json_option
@@ -144,9 +163,12 @@ def enroll(
     san: tuple[str, ...],
     allow_name: tuple[str, ...],
     csr: Path | None,
+    csr_key: Path | None,
+    pop: ChannelBinding,
     out: Path | None,
     wait_seconds: float,
     *,
+    wipe: bool,
     as_json: bool,
 ) -> None:
     """Get the first certificate: make a key in DIR, enrol it, check the answer, install it.
@@ -157,26 +179,31 @@ def enroll(
     devicesim est enroll --server https://127.0.0.1:8443 --trust root.pem --user line-1 --password-file pw \\
         --subject sn-00042 --out devices/sn-00042
     """
-    with target.client(who) as client:
+    if wipe and (who.password_file is None or str(who.password_file) == "-" or csr is not None):
+        raise UsageProblem("--wipe is for the --password-file of a device that enrols", advice="leave it out")
+    with target.client(who, pop=pop) as client:
         if csr is not None:
-            _reject_with_csr(subject, san, key_type, out)
-            data = _csr_bytes(csr)
-            _print_certificate(_patiently(lambda: client.simpleenroll(data), wait_seconds), as_json=as_json)
+            reject_with_csr(subject, san, key_type, out)
+            request = given_request(csr, csr_key, who)
+            print_certificate(patiently(lambda: client.simpleenroll(request), wait_seconds), as_json=as_json)
             return
         policy = LocalPolicy(tuple(KEY_TYPES) if key_type is None else (key_type,), allow_name)
-        device = _device(out, subject, who.passphrase(), policy)
+        device = device_at(out, subject, who.passphrase(), policy)
         before = device.identity
-        identity = _patiently(lambda: device.enroll(client, key_type=key_type or "EC-P256", san=san), wait_seconds)
-    _print_identity(identity, _what_happened(before, identity), as_json=as_json)
+        identity = patiently(lambda: device.enroll(client, key_type=key_type or "EC-P256", san=san), wait_seconds)
+        client.forget_password()
+    if wipe and who.password_file is not None:
+        wipe_secret(who.password_file)
+    print_identity(identity, what_happened(before, identity), as_json=as_json)
 
 
 @est.command()
 @server_options
 @authentication_options
-@click.option(
-    "--csr", type=click.Path(path_type=Path, allow_dash=True), metavar="FILE", help="A request made elsewhere."
-)
+@csr_option
+@csr_key_option
 @click.option("--same-key", is_flag=True, help="Keep the key; most servers want a new one.")
+@pop_option
 @out_option
 @wait_option
 @json_option
@@ -184,6 +211,8 @@ def reenroll(
     target: Target,
     who: Who,
     csr: Path | None,
+    csr_key: Path | None,
+    pop: ChannelBinding,
     out: Path | None,
     wait_seconds: float,
     *,
@@ -192,18 +221,44 @@ def reenroll(
 ) -> None:
     """Renew the certificate in DIR with a new key; the old one authenticates, and stays in use until then.
 
+    Without --trust the anchors in DIR count; they follow the CA from root to root.
+
     \b
-    devicesim est reenroll --server https://127.0.0.1:8443 --trust root.pem --out devices/sn-00042
+    devicesim est reenroll --server https://127.0.0.1:8443 --out devices/sn-00042
     """
-    with target.client(who) as client:
+    with target.client(who, pop=pop, store=out) as client:
         if csr is not None:
-            _reject_with_csr(None, (), None, out)
-            data = _csr_bytes(csr)
-            _print_certificate(_patiently(lambda: client.simplereenroll(data), wait_seconds), as_json=as_json)
+            reject_with_csr(None, (), None, out)
+            request = given_request(csr, csr_key, who)
+            print_certificate(patiently(lambda: client.simplereenroll(request), wait_seconds), as_json=as_json)
             return
-        device = _device(out, None, who.passphrase(), LocalPolicy())
-        identity = _patiently(lambda: device.renew(client, new_key=not same_key), wait_seconds)
-    _print_identity(identity, "renewed", as_json=as_json)
+        device = device_at(out, None, who.passphrase(), LocalPolicy())
+        identity = patiently(lambda: device.renew(client, new_key=not same_key), wait_seconds)
+    print_identity(identity, "renewed", as_json=as_json)
+
+
+@est.command()
+@server_options
+@click.option("--always", is_flag=True, help="Do it even when it is not due.")
+@click.option(
+    "--passphrase-file", type=click.Path(path_type=Path), metavar="FILE", help="Passphrase of the key in DIR."
+)
+@out_option
+@json_option
+def refresh(target: Target, passphrase_file: Path | None, out: Path | None, *, always: bool, as_json: bool) -> None:
+    """Fetch the CA certificates of the device in DIR again, when they are due: monthly, sooner when one ends soon.
+
+    A new root is trusted when the old one vouches for it; the old one stays until the new one has proven itself.
+
+    \b
+    devicesim est refresh --server https://127.0.0.1:8443 --out devices/sn-00042
+    """
+    device = device_at(out, None, read_secret(passphrase_file), LocalPolicy())
+    before = trusted(device)
+    with target.client(store=out) as client:
+        identity = device.refresh(client, always=always)
+    what = "trusts what it trusted" if before == trusted(device) else "trusts other CA certificates now"
+    print_identity(identity, what, as_json=as_json)
 
 
 @est.command()
@@ -214,6 +269,7 @@ def reenroll(
 @san_option
 @allow_name_option
 @decryption_options
+@pop_option
 @out_option
 @wait_option
 @json_option
@@ -225,6 +281,7 @@ def serverkeygen(
     subject: str | None,
     san: tuple[str, ...],
     allow_name: tuple[str, ...],
+    pop: ChannelBinding,
     out: Path | None,
     wait_seconds: float,
     *,
@@ -241,78 +298,9 @@ def serverkeygen(
     """
     decryptor = decryption.decryptor(who)
     policy = LocalPolicy(tuple(KEY_TYPES) if key_type is None else (key_type,), allow_name)
-    with target.client(who) as client:
-        device = _device(out, subject, who.passphrase(), policy)
-        identity = _patiently(
+    with target.client(who, pop=pop) as client:
+        device = device_at(out, subject, who.passphrase(), policy)
+        identity = patiently(
             lambda: device.receive(client, key_type=key_type or "EC-P256", san=san, decryptor=decryptor), wait_seconds
         )
-    _print_identity(identity, "has a key made by the server", as_json=as_json)
-
-
-# --- parts ----------------------------------------------------------------------------------------------------------
-
-
-def _device(out: Path | None, subject: str | None, passphrase: bytes | None, policy: LocalPolicy) -> Device:
-    """Return the device whose store is at `out`, named by its subject or by the certificate it has."""
-    if out is None:
-        raise UsageProblem("where is the device to keep its key?", advice="give --out DIR, or --csr FILE")
-    store = FileKeyStore(out, passphrase)
-    if subject is None:
-        current = store.current()
-        if current is None:
-            raise UsageProblem(
-                "which device is it?", advice="give --subject DEVICE-ID, or the --out of an enrolled one"
-            )
-        name = current.certificate.subject
-    else:
-        name = parse_subject(subject)
-    for oid in (NameOID.COMMON_NAME, NameOID.SERIAL_NUMBER):
-        for found in name.get_attributes_for_oid(oid):
-            return Device(str(found.value), store=store, clock=now, policy=policy, subject=name)
-    raise UsageProblem("the subject names no device", advice="it needs a CN or a serialNumber")
-
-
-def _reject_with_csr(subject: str | None, san: tuple[str, ...], key_type: str | None, out: Path | None) -> None:
-    if subject or san or key_type or out:
-        raise UsageProblem(
-            "--csr brings its own key and names", advice="leave out --subject, --san, --key-type and --out"
-        )
-
-
-def _csr_bytes(path: Path) -> bytes:
-    return load_csr(read_bytes(path)).public_bytes(Encoding.DER)
-
-
-def _patiently(action: Callable[[], T], wait_seconds: float) -> T:
-    patience = Patience(attempts=10_000 if wait_seconds else 1, total_seconds=wait_seconds)
-    return retrying(action, sleep=time.sleep, random=random.random, patience=patience, tell=_tell)
-
-
-def _tell(error: Unreachable, seconds: float) -> None:
-    click.echo(f"{error}; trying again in {seconds:.0f} s", err=True)
-
-
-def _print_certificate(certificate: x509.Certificate, *, as_json: bool) -> None:
-    if as_json:
-        echo_json(certificate_facts(certificate))
-    else:
-        click.echo(certificate.public_bytes(Encoding.PEM).decode("ascii"), nl=False)
-
-
-def _what_happened(before: DeviceIdentity | None, after: DeviceIdentity) -> str:
-    same = before is not None and before.certificate == after.certificate
-    return "is enrolled already; nothing was asked for" if same else "enrolled"
-
-
-def _print_identity(identity: DeviceIdentity, what: str, *, as_json: bool) -> None:
-    paths = {
-        "certificate_path": str(identity.certificate_path),
-        "key_path": str(identity.key_path),
-        "chain_path": str(identity.chain_path),
-        "trust_path": str(identity.trust_path),
-    }
-    if as_json:
-        echo_json({"device_id": identity.device_id, "result": what, **certificate_facts(identity.certificate), **paths})
-        return
-    click.echo(f"{identity.device_id} {what}")
-    click.echo("\n".join([*certificate_lines(identity.certificate), f"  files    {identity.certificate_path.parent}"]))
+    print_identity(identity, "has a key made by the server", as_json=as_json)

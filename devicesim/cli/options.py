@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,10 +14,11 @@ from typing import Any
 
 import click
 
-from devicesim.client import Credentials, EstClient
+from devicesim.challenge import Credentials
+from devicesim.client import ChannelBinding, EstClient
 from devicesim.csr import KEY_TYPES, key_type
 from devicesim.envelope import Decryptor, OwnCertificate, SharedKey, load_decryption_key
-from devicesim.errors import ConfigInvalid, UsageProblem
+from devicesim.errors import ConfigInvalid, StorageError, UsageProblem
 from devicesim.keystore import load_key
 from devicesim.transport import ClientIdentity, TlsChoice
 from devicesim.trust import TrustAnchors, load_certificates
@@ -39,6 +41,12 @@ allow_name_option = click.option(
     metavar="PATTERN",
     help="A name the server's CSR attributes may give this device, as dns:*.plant.example; repeatable.",
 )
+pop_option = click.option(
+    "--pop",
+    type=click.Choice(["required", "auto", "off"]),
+    default="auto",
+    help="Bind the request to its TLS connection: or else stop; where there is a binding (default); never.",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,19 +58,24 @@ class Target:
     label: str
     tls: TlsChoice
     timeout_seconds: float
+    redirect_to: tuple[str, ...]
 
-    def client(self, who: Who | None = None) -> EstClient:
-        """Return a client for it; it needs a trust anchor."""
-        if self.trust is None:
+    def client(self, who: Who | None = None, *, pop: ChannelBinding = "auto", store: Path | None = None) -> EstClient:
+        """Return a client for it; it needs a trust anchor: the one given, else what the device in `store` learnt."""
+        learnt = store / "trust.pem" if store is not None else None
+        anchors = self.trust or (learnt if learnt and learnt.exists() else None)
+        if anchors is None:
             raise UsageProblem("no trust anchor", advice="give --trust FILE (get it with `devicesim est cacerts`)")
         return EstClient(
             self.url,
-            trust=TrustAnchors.from_file(self.trust),
+            trust=TrustAnchors.from_file(anchors),
             label=self.label,
             tls=self.tls,
             timeout_seconds=self.timeout_seconds,
             credentials=who.credentials() if who else None,
             identity=who.identity() if who else None,
+            redirect_origins=self.redirect_to,
+            pop=pop,
         )
 
 
@@ -137,7 +150,12 @@ def _secret_text(path: Path) -> str:
 
 _SERVER = (
     click.option("--server", "url", required=True, metavar="URL", help="https://HOST:PORT of the EST server."),
-    click.option("--trust", type=click.Path(path_type=Path), metavar="FILE", help="PEM of the trust anchors."),
+    click.option(
+        "--trust",
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        help="PEM of the trust anchors; a device that has enrolled knows its own.",
+    ),
     click.option("--label", default="", help="The CA label on the server."),
     click.option("--tls", type=click.Choice(["auto", "1.2", "1.3"]), default="auto", help="TLS version to speak."),
     click.option(
@@ -148,9 +166,15 @@ _SERVER = (
         metavar="SECONDS",
         help="For connecting, and for each exchange.",
     ),
+    click.option(
+        "--redirect-to",
+        multiple=True,
+        metavar="URL",
+        help="Another https://HOST:PORT to which the server may redirect requests; repeatable.",
+    ),
 )
 _AUTHENTICATION = (
-    click.option("--user", metavar="NAME", help="Name for HTTP Basic."),
+    click.option("--user", metavar="NAME", help="Name for HTTP Digest or Basic."),
     click.option(
         "--password-file",
         type=click.Path(path_type=Path, allow_dash=True),
@@ -222,6 +246,25 @@ def read_secret(path: Path | None) -> bytes | None:
     if not secret:
         raise ConfigInvalid(f"{path} holds no secret", advice="put it on the first line")
     return secret
+
+
+def wipe_secret(path: Path) -> None:
+    """Overwrite a file and remove it, durably; what a file system or a flash chip copied is beyond reach."""
+    try:
+        with path.open("r+b") as file:
+            file.write(bytes(path.stat().st_size))
+            file.flush()
+            os.fsync(file.fileno())
+        path.unlink()
+        directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+    except OSError as error:
+        raise StorageError(
+            f"the certificate is installed, but {path} could not be wiped: {error.strerror}", advice="remove it by hand"
+        ) from error
 
 
 def read_bytes(path: Path, max_bytes: int = 1 << 20) -> bytes:

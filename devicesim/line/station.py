@@ -17,7 +17,9 @@ from typing import Protocol, TypeVar
 from cryptography import x509
 
 from devicesim.address import EstAddress
-from devicesim.client import CaCerts, Credentials, EstClient
+from devicesim.cacerts import CaCerts
+from devicesim.challenge import Credentials
+from devicesim.client import EstClient
 from devicesim.codec import CsrAttrs
 from devicesim.csr import CsrDraft, spki
 from devicesim.errors import ConfigInvalid, DeviceSimError, KeyStoreError

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from devicesim.client import Credentials, EstClient
+from devicesim.challenge import Credentials
+from devicesim.client import EstClient
 from devicesim.errors import Unreachable
 from devicesim.trust import TrustAnchors
 from estserver.identity.credentials import verifier_for_chosen

@@ -64,7 +64,7 @@ class Authority:
         return self.issue(kwargs.pop("subject", csr.subject), csr.public_key(), **kwargs)
 
 
-def build(subject, public_key, issuer, issuer_key, *, ca=False, san=(), eku=(), start=None, days=365):
+def build(subject, public_key, issuer, issuer_key, *, ca=False, san=(), eku=(), start=None, days=365, path_length=None):
     start = start or datetime.now(UTC) - timedelta(hours=1)
     builder = (
         x509.CertificateBuilder()
@@ -74,8 +74,11 @@ def build(subject, public_key, issuer, issuer_key, *, ca=False, san=(), eku=(), 
         .serial_number(x509.random_serial_number())
         .not_valid_before(start)
         .not_valid_after(start + timedelta(days=days))
-        .add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
+        .add_extension(x509.BasicConstraints(ca=ca, path_length=path_length), critical=True)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key.public_key()), critical=False)
     )
+    if ca:
+        builder = builder.add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
     if san:
         builder = builder.add_extension(x509.SubjectAlternativeName(san), critical=False)
     if eku:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
+import threading
 from pathlib import Path
 
 import pytest
@@ -157,3 +159,98 @@ def test_an_explicit_kind_of_key_is_kept_against_the_servers_wish(command, stub)
     assert (code, "EC-P384" in err, err.count("\n")) == (7, True, 1)
     code, out, _ = command("enroll", "--subject", "sn-1", "--out", "d", "--json")
     assert (code, json.loads(out)["key"]) == (0, "EC-P384")
+
+
+# --- for scripts and other people's servers -------------------------------------------------------------------------
+
+
+def test_c_t13_the_password_file_is_wiped_once_the_certificate_is_installed(command, stub, tmp_path):
+    secret = tmp_path / "pw"
+    secret.write_text("secret\n")
+    link = tmp_path / "second-name"
+    link.hardlink_to(secret)  # shows what the file held when it was removed
+    challenge = answer(401, WWW_Authenticate='Basic realm="est"')
+    enrol = ("enroll", "--subject", "sn-1", "--out", "d", "--user", "line-1", "--password-file", "pw", "--wipe")
+    stub.put(challenge, answer(503), operation="simpleenroll")
+    assert command(*enrol)[0] == 6
+    assert secret.read_text() == "secret\n"  # nothing is installed yet: the next run needs it
+    stub.put(challenge, operation="simpleenroll")
+    assert command(*enrol)[0] == 0
+    assert not secret.exists()
+    assert link.read_bytes() == bytes(7)
+    assert (tmp_path / "d" / "cert.pem").exists()
+
+
+def test_c_t13_what_cannot_be_wiped_is_said(command, tmp_path):
+    enrol = ("enroll", "--subject", "sn-1", "--out", "d", "--wipe")
+    for wrong in ((), ("--user", "a", "--password-file", "-")):
+        code, _, err = command(*enrol, *wrong)
+        assert (code, "--wipe" in err) == (2, True)
+    password = tmp_path / "pw"
+    os.mkfifo(password)  # can be read once and not be written over
+    writer = threading.Thread(target=password.write_text, args=("secret",))
+    writer.start()
+    code, _, err = command(*enrol, "--user", "a", "--password-file", "pw")
+    writer.join()
+    assert (code, "remove it by hand" in err) == (12, True)
+    assert (tmp_path / "d" / "cert.pem").exists()
+
+
+def test_a_request_made_elsewhere_is_bound_when_its_key_is_given(command, server, tmp_path):
+    made = ("csr", "new", "--key", "k", "--subject", "CN=sn-9,O=Acme", "--san", "dns:sn-9.example", "--out", "r.csr")
+    assert run(list(made)) == 0
+    code, out, _ = command("enroll", "--csr", "r.csr", "--csr-key", "k", "--pop", "required", "--json")
+    found = json.loads(out[out.index("{") :])
+    assert (code, found["names"]) == (0, ["dns:sn-9.example"])
+    seen = server.seen[-1]
+    assert seen.challenge == seen.binding
+    assert seen.csr.subject == x509.load_pem_x509_certificate(found["pem"].encode()).subject
+    code, _, err = command("enroll", "--csr", "r.csr", "--pop", "required")
+    assert (code, "signed elsewhere" in err) == (7, True)
+    assert run(["csr", "new", "--key", "other", "--subject", "sn-9", "--out", "o.csr"]) == 0
+    code, _, err = command("enroll", "--csr", "r.csr", "--csr-key", "other")
+    assert (code, "not the key of" in err) == (2, True)
+
+
+@pytest.mark.parametrize(("pop", "bound"), [("required", True), ("auto", True), ("off", False)])
+@pytest.mark.parametrize("tls", ["1.2", "1.3"])
+def test_the_binding_and_the_tls_version_are_the_users_choice(command, server, pop, bound, tls):
+    code, *_ = command("enroll", "--subject", "sn-1", "--out", "d", "--pop", pop, "--tls", tls)
+    seen = server.seen[-1]
+    assert (code, seen.challenge is not None) == (0, bound)
+    assert len(seen.binding) == {"1.2": 12, "1.3": 32}[tls]
+
+
+def test_switching_the_binding_off_is_no_way_around_a_server_that_wants_it(command, server, stub):
+    wanted = b"MAsGCSqGSIb3DQEJBw=="  # one bare OID, challengePassword
+    stub.csrattrs = answer(200, wanted, Content_Type="application/csrattrs")
+    code, _, err = command("enroll", "--subject", "sn-1", "--out", "d", "--pop", "off")
+    assert (code, "switched off" in err) == (7, True)
+    assert "simpleenroll" not in server.paths()
+
+
+def test_waiting_has_a_limit(command, stub):
+    stub.put(*[answer(202, Retry_After="7200")] * 2, operation="simpleenroll")
+    for wait in ((), ("--wait-seconds", "3600")):
+        code, _, err = command("enroll", "--subject", "sn-1", "--out", "d", *wait)
+        assert (code, "7200 s" in err, "trying again" in err) == (6, True, False)
+
+
+def test_a_label_is_part_of_every_path(command, server):
+    assert command("enroll", "--subject", "sn-1", "--out", "d", "--label", "line2")[0] == 0
+    assert {seen.path.rpartition("/")[0] for seen in server.seen} == {"/.well-known/est/line2"}
+
+
+def test_a_redirect_of_a_request_is_followed_where_the_user_said_so(command, stub, root, server):
+    other = StubServer(root.server(), stub)
+    moved = answer(307, Location=f"{other.url}/.well-known/est/simpleenroll")
+    enrol = ("enroll", "--subject", "sn-1", "--out", "d")
+    try:
+        stub.put(moved, operation="simpleenroll")
+        assert command(*enrol)[0] == 7
+        assert other.seen == []
+        stub.put(moved, operation="simpleenroll")
+        assert command(*enrol, "--redirect-to", other.url)[0] == 0
+        assert other.paths() == ["simpleenroll"]
+    finally:
+        other.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import email.utils
+import hashlib
 import ssl
 import threading
 import time
@@ -18,7 +19,15 @@ from werkzeug import Request, Response
 from devicesim import Credentials, Device, DeviceState, EstClient, FileKeyStore, TrustAnchors
 from devicesim.codec import CsrAttrs
 from devicesim.csr import KEY_TYPES, CsrDraft
-from devicesim.errors import BadAnswer, DeviceSimError, EstRefused, Pending, Unreachable, VerificationFailed
+from devicesim.errors import (
+    BadAnswer,
+    DeviceSimError,
+    EstRefused,
+    Pending,
+    Unreachable,
+    UsageProblem,
+    VerificationFailed,
+)
 from devicesim.replies import RETRY_AFTER_DEFAULT_SECONDS, RETRY_AFTER_MAX_SECONDS
 from devicesim.retry import Patience, retrying
 from tests.protocol.client_stub import Authority, certs_only, write_pem
@@ -374,10 +383,10 @@ def test_a_wrong_password_is_tried_once(server, trust, draft):
     assert len(server.log) == 2
 
 
-@pytest.mark.parametrize("challenge", ['Digest realm="a, basic one", nonce="x", qop="auth"', "Negotiate", ""])
+@pytest.mark.parametrize("challenge", ['Digest realm="a, basic one", nonce="x"', "Negotiate", ""])
 def test_a_challenge_that_cannot_be_answered_ends_it(server, trust, draft, challenge):
     on(server, "simpleenroll", says(401, b"", WWW_Authenticate=challenge))
-    with with_password(server, trust) as client, pytest.raises(EstRefused, match="other than Basic"):
+    with with_password(server, trust) as client, pytest.raises(EstRefused, match="other than Digest and Basic"):
         client.simpleenroll(draft)
     assert len(server.log) == 1
 
@@ -393,6 +402,47 @@ def test_basic_is_found_beside_other_challenges(server, trust, draft, issuing, t
     on(server, "simpleenroll", both, issue(issuing))
     with with_password(server, trust) as client:
         client.simpleenroll(draft)
+
+
+@pytest.mark.parametrize("algorithm", ["SHA-256", "MD5"])
+def test_c_t12_a_digest_challenge_is_answered_without_the_password(server, trust, draft, issuing, algorithm):
+    nonce, digest = "dcd98b7102dd2f0e", {"SHA-256": hashlib.sha256, "MD5": hashlib.md5}[algorithm]
+    challenge = f'Digest realm="est", qop="auth", algorithm={algorithm}, nonce="{nonce}", opaque="op"'
+    on(server, "simpleenroll", says(401, b"", WWW_Authenticate=challenge), issue(issuing))
+    with with_password(server, trust) as client:
+        client.simpleenroll(draft)
+    said = server.log[1][0].authorization  # werkzeug's reading of it
+    assert (said.type, said.username, said.nonce, said.opaque) == ("digest", "line-1", nonce, "op")
+    uri = f"{BASE}/simpleenroll"
+    secret = digest("line-1:est:pässword".encode()).hexdigest()
+    asked = digest(f"POST:{uri}".encode()).hexdigest()
+    expected = digest(f"{secret}:{nonce}:{said.nc}:{said.cnonce}:{said.qop}:{asked}".encode()).hexdigest()
+    assert (said.uri, said.response) == (uri, expected)
+    assert len(server.log) == 2
+
+
+def test_c_t12_a_digest_that_is_refused_is_not_repeated_even_when_it_is_called_stale(server, trust, draft):
+    challenge = 'Digest realm="est", qop="auth", algorithm=SHA-256, nonce="x", stale=true'
+    on(server, "simpleenroll", says(401, b"", WWW_Authenticate=challenge))
+    with with_password(server, trust) as client, pytest.raises(EstRefused) as caught:
+        client.simpleenroll(draft)
+    assert (caught.value.status, len(server.log)) == (401, 2)
+
+
+def test_c_t13_a_forgotten_password_answers_no_challenge(server, trust, draft, issuing):
+    challenge = says(401, b"", WWW_Authenticate='Basic realm="est"')
+    on(server, "simpleenroll", challenge, issue(issuing), challenge)
+    with with_password(server, trust) as client:
+        client.simpleenroll(draft)
+        client.forget_password()
+        with pytest.raises(EstRefused):
+            client.simpleenroll(draft)
+    assert [("Authorization" in request.headers) for request, _ in server.log] == [False, True, False]
+
+
+def test_a_password_never_goes_where_there_is_no_tls(trust):
+    with pytest.raises(UsageProblem):
+        EstClient("http://127.0.0.1:1", trust=trust, credentials=Credentials("a", b"b"))
 
 
 # --- redirects ------------------------------------------------------------------------------------------------------

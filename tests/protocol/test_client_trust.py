@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
+import select
+import socket
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -330,3 +334,78 @@ def test_trust_is_read_from_pem_and_der(root, issuing, tmp_path):
     for wrong, said in ((tmp_path / "none", "cannot read"), (__file__, "no readable certificate")):
         with pytest.raises(ConfigInvalid, match=said):
             TrustAnchors.from_file(wrong)
+
+
+# --- after a redirect -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tls", ["1.2", "1.3"])
+def test_c_r03_after_a_redirect_the_request_is_made_anew_for_its_new_connection(serve, stub, root, tls):
+    second = serve(root.server())
+    first = serve(root.server(), lambda _: answer(307, Location=f"{second.url}/.well-known/est/simpleenroll"))
+    with connect(first, root, tls=tls, redirect_origins=[second.url]) as client:
+        client.simpleenroll(draft())
+    (sent,), (repeated,) = first.seen, second.seen
+    assert sent.challenge == sent.binding != repeated.binding == repeated.challenge
+    assert sent.csr.public_key() == repeated.csr.public_key()
+
+
+def test_c_r03_within_the_origin_a_redirect_leads_over_a_new_connection_too(serve, stub, root):
+    stub.put(answer(308, Location="/.well-known/est/there/simpleenroll"))
+    server = serve(root.server())
+    with connect(server, root) as client:
+        client.simpleenroll(draft())
+    assert [seen.connection for seen in server.seen] == [1, 2]
+    assert all(seen.challenge == seen.binding for seen in server.seen)
+    assert server.seen[0].binding != server.seen[1].binding
+
+
+@pytest.mark.parametrize("operation", ["cacerts", "simpleenroll"])
+def test_c_r03_where_a_redirect_leads_the_server_is_authorised_again(serve, root, issuing, operation):
+    stranger = serve(Authority.root("Stranger").server())
+    named_otherwise = serve(root.server(ELSEWHERE))
+    for target in (stranger, named_otherwise):
+        location = f"{target.url}/.well-known/est/{operation}"
+        server = serve(root.server(), lambda _, where=location: answer(307, Location=where))
+        with (
+            connect(server, root, redirect_origins=[target.url], credentials=Credentials("a", b"secret")) as client,
+            pytest.raises(VerificationFailed),
+        ):
+            client.cacerts() if operation == "cacerts" else client.simpleenroll(draft())
+        assert target.seen == []
+
+
+def test_c_r03_to_http_nothing_is_sent(serve, root):
+    listener = socket.create_server(("127.0.0.1", 0))
+    location = f"http://127.0.0.1:{listener.getsockname()[1]}/.well-known/est/simpleenroll"
+    server = serve(root.server(), lambda _: answer(307, Location=location))
+    with contextlib.closing(listener), connect(server, root) as client:
+        with pytest.raises(EstRefused, match="none for EST"):
+            client.simpleenroll(draft())
+        assert select.select([listener], [], [], 0)[0] == []
+
+
+# --- the binding, asked for or switched off -------------------------------------------------------------------------
+
+
+def test_the_binding_can_be_switched_off_but_not_against_the_servers_wish(serve, root, stub):
+    server = serve(root.server())
+    with connect(server, root, pop="off") as client:
+        client.simpleenroll(draft())
+        assert server.seen[-1].challenge is None
+        with pytest.raises(CannotComply, match="switched off"):
+            client.simpleenroll(replace(draft(), binding_required=True))
+    assert len(server.seen) == 1
+
+
+def test_a_binding_that_is_required_is_there_or_nothing_is_sent(serve, root, monkeypatch):
+    server = serve(root.server())
+    with connect(server, root, pop="required") as client:
+        client.simpleenroll(draft())
+        assert server.seen[-1].challenge == server.seen[-1].binding
+        with pytest.raises(CannotComply, match="signed elsewhere"):
+            client.simpleenroll(draft().sign())
+    monkeypatch.setattr(Connection, "binding", None)
+    with connect(server, root, pop="required") as client, pytest.raises(CannotComply, match="has no binding"):
+        client.simpleenroll(draft())
+    assert len(server.seen) == 1
