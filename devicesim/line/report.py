@@ -17,10 +17,9 @@ from pathlib import Path
 from cryptography import x509
 
 from devicesim.errors import StorageError
-from devicesim.line.chain import ChainPlace
-from devicesim.line.ledger import Ledger
-from devicesim.line.records import AttemptRow, UnitRow, json_text, stamp
-from devicesim.line.states import ORDER, Failure, FailureCode
+from devicesim.line.ledger import AttemptRow, ChainPlace, Ledger, UnitRow
+from devicesim.line.ledger.disk import json_text, stamp
+from devicesim.line.states import ORDER, Failure, FailureCode, State
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,18 +41,19 @@ class UnitLine:
 
 @dataclass(frozen=True, slots=True)
 class Yield:
-    """How many units were planned, attempted, passed at the first attempt, passed in the end, and failed."""
+    """How many units were planned, attempted, passed at the first attempt, passed in the end, failed, scrapped."""
 
     planned: int
     attempted: int
     first_pass: int
     passed: int
     failed: int
+    scrapped: int
 
     @property
     def waiting(self) -> int:
-        """Units that have neither passed nor failed: the next run goes on with them."""
-        return self.planned - self.passed - self.failed
+        """Units that have neither passed nor failed nor been scrapped: the next run goes on with them."""
+        return self.planned - self.passed - self.failed - self.scrapped
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +157,7 @@ def _count(rows: list[UnitRow]) -> Yield:
         first_pass=sum(row.attempts == 1 for row in passed),
         passed=len(passed),
         failed=sum(row.failure is not None for row in rows),
+        scrapped=sum(row.state is State.SCRAPPED for row in rows),
     )
 
 
@@ -183,7 +184,7 @@ def _unit_line(row: UnitRow, attempt: AttemptRow | None) -> UnitLine:
         device_id=row.device_id,
         serial=row.facts["serial"],
         product=row.facts["product"],
-        outcome="pass" if row.passed else "fail" if row.failure else "waiting" if row.attempts else "planned",
+        outcome=_outcome(row),
         state=row.state.value,
         attempts=row.attempts,
         cert_serial=serial,
@@ -192,3 +193,9 @@ def _unit_line(row: UnitRow, attempt: AttemptRow | None) -> UnitLine:
         birth=row.birth,
         seconds=ended.total_seconds() if ended else None,
     )
+
+
+def _outcome(row: UnitRow) -> str:
+    if row.state is State.SCRAPPED:
+        return "scrapped"
+    return "pass" if row.passed else "fail" if row.failure else "waiting" if row.attempts else "planned"

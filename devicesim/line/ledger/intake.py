@@ -1,0 +1,61 @@
+"""What may come into a ledger: a batch, whole or not at all, of units that share nothing with any other."""
+
+from __future__ import annotations
+
+import sqlite3
+
+from devicesim.errors import Conflict
+from devicesim.line.batch import Batch
+from devicesim.line.ledger import guards
+from devicesim.line.ledger.disk import json_text, stamp
+from devicesim.line.ledger.writing import Writing
+from devicesim.line.states import State
+
+SHOWN = 10
+
+
+def known(conn: sqlite3.Connection, batch: Batch) -> bool:
+    """Tell whether the batch is in the ledger already; raise Conflict when its id stands there for other units."""
+    row = conn.execute("SELECT content_sha256 FROM batch WHERE id = ?", (batch.id,)).fetchone()
+    if row is None or row[0] == batch.sha256():
+        return row is not None
+    rows = conn.execute("SELECT device_id, facts FROM unit WHERE batch = ?", (batch.id,))
+    before, after = dict(rows.fetchall()), {unit.device_id: json_text(unit.facts()) for unit in batch.units}
+    changed = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
+    raise Conflict(
+        _listing(f"batch {batch.id} was opened with other units", changed or ["their order"]),
+        advice="a batch does not change once it is in the ledger: give the new one another id",
+    )
+
+
+def take_in(writing: Writing, batch: Batch) -> None:
+    """Plan every unit of a new batch, or raise Conflict naming every collision with what is in the ledger."""
+    conn = writing.conn
+    clashes = [clash for unit in batch.units for clash in guards.collisions(writing, unit.facts())]
+    if clashes:
+        raise Conflict(
+            _listing(f"batch {batch.id} repeats what is already taken", clashes),
+            advice="take these units out, or correct them; nothing of the batch was taken in",
+        )
+    conn.execute(
+        "INSERT INTO batch (id, content_sha256, quantity, opened_at) VALUES (?, ?, ?, ?)",
+        (batch.id, batch.sha256(), len(batch.units), stamp(writing.at)),
+    )
+    conn.executemany(
+        "INSERT INTO unit (device_id, batch, position, facts, state) VALUES (?, ?, ?, ?, ?)",
+        [
+            (unit.device_id, batch.id, position, json_text(unit.facts()), State.PLANNED)
+            for position, unit in enumerate(batch.units)
+        ],
+    )
+    conn.executemany(
+        "INSERT INTO guard (kind, value, device_id) VALUES (?, ?, ?)",
+        [(kind, value, unit.device_id) for unit in batch.units for kind, value in guards.of_facts(unit.facts())],
+    )
+    body = {"batch": batch.id, "content_sha256": batch.sha256(), "quantity": len(batch.units)}
+    writing.tell("batch-opened", body)
+
+
+def _listing(what: str, items: list[str]) -> str:
+    more = f" and {len(items) - SHOWN} more" if len(items) > SHOWN else ""
+    return f"{what}: {', '.join(items[:SHOWN])}{more}"
