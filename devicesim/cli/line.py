@@ -9,20 +9,23 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
-from typing import TypeVar
 
 import click
 
 from devicesim.cli import now
+from devicesim.cli.line_files import BATCH, CONFIG, FILE, every_finding, load_both
+from devicesim.cli.line_people import OPERATOR, opened
+from devicesim.cli.line_rework import order_dict, order_text, rework, trace
 from devicesim.cli.options import echo_json, json_option
 from devicesim.errors import Conflict, StorageError, UsageProblem
 from devicesim.line.assembly import announcing, open_ledger, open_line, place, report_path
 from devicesim.line.batch import Batch, load_batch
-from devicesim.line.findings import Finding, InputInvalid
+from devicesim.line.crew import Act
+from devicesim.line.findings import InputInvalid
 from devicesim.line.ledger import Ledger
 from devicesim.line.report import exit_code, make_report, write_report
 from devicesim.line.settings import Settings, load_settings, template
@@ -30,13 +33,6 @@ from devicesim.line.states import Failure
 from devicesim.line.station import Station
 from devicesim.line.steps import World
 from devicesim.line.terminal import BarProgress, PlainProgress, report_text, table
-
-T = TypeVar("T")
-FILE = click.Path(path_type=Path, dir_okay=False)
-BATCH = click.argument("batch_file", metavar="BATCH.TOML", type=FILE)
-CONFIG = click.option(
-    "--config", "config", type=FILE, default=Path("line.toml"), show_default=True, help="The station's configuration."
-)
 
 
 @click.group()
@@ -49,6 +45,10 @@ def line() -> None:
     devicesim line check batch.toml
     devicesim line run batch.toml --config station/line.toml --slots 4
     """
+
+
+for command in (rework, trace):
+    line.add_command(command)
 
 
 @line.command()
@@ -126,7 +126,7 @@ def check(batch_file: Path, as_json: bool) -> int:
       devicesim line check demo/batch.toml
     """
     try:
-        with nullcontext() if as_json else _every_finding():
+        with nullcontext() if as_json else every_finding():
             batch = load_batch(batch_file)
     except InputInvalid as error:
         if not as_json:
@@ -145,26 +145,38 @@ def check(batch_file: Path, as_json: bool) -> int:
 @BATCH
 @CONFIG
 @click.option("--slots", type=click.IntRange(1, 64), help="Units worked on at the same time.  [default: site.slots]")
+@OPERATOR
+@click.option("--known-set", "known_sets", type=FILE, multiple=True, help="What another line has used up; repeatable.")
 @json_option
-def run(batch_file: Path, config: Path, slots: int | None, as_json: bool) -> int:
+def run(
+    batch_file: Path,
+    config: Path,
+    slots: int | None,
+    operator: str,
+    known_sets: tuple[Path, ...],
+    as_json: bool,
+) -> int:
     """Provision every unit of a batch that has not passed yet; run it again to resume.
 
     \b
     Example:
-      devicesim line run demo/batch.toml --config station/line.toml --slots 4
+      devicesim line run demo/batch.toml --config station/line.toml --slots 4 --operator op-113
     """
-    with _every_finding():
-        batch, settings = _load(batch_file, config)
+    with every_finding():
+        batch, settings = load_both(batch_file, config)
+        settings.crew().admit(Act.RUN, operator)
         station = Station.load(settings, file=config)
     caught: list[int] = []
     stop = threading.Event()
     world = World(now, time.monotonic, stop.wait, random.SystemRandom().random, secrets.token_bytes)
-    with open_ledger(settings, world) as ledger, ledger.exclusive(), _stopping_on_signals(stop, caught):
+    own = open_ledger(settings, world, operator=operator)
+    with own as ledger, ledger.exclusive(), _stopping_on_signals(stop, caught):
         with _progress() as progress, announcing(settings, ledger, world) as voice:
-            ready = open_line(station, ledger, world, stop)
+            ready = open_line(station, ledger, world, stop, known_sets=known_sets)
             stopped_by = ready.run(batch, slots=slots or settings.site.slots, progress=progress)
         _warn("announcements", voice.reason if voice else None)
         _warn("births", ready.midwife.reason if ready.midwife else None)
+        ledger.checkpoint()
         return _finish(ledger, settings, batch, stopped_by, caught, as_json=as_json)
 
 
@@ -203,21 +215,22 @@ def status(config: Path, as_json: bool) -> int:
     Example:
       devicesim line status --config station/line.toml
     """
-    with _ledger(config) as ledger:
+    with opened(config) as (_, ledger):
         reports = [make_report(ledger, batch_id, now=now()) for batch_id, _ in ledger.batches()]
-        owed = ledger.owed()
+        owed, revocations = ledger.owed(), ledger.revocations_owed()
     if as_json:
         keys = ("batch", "yield", "failures", "births_pending")
         found = [{key: value for key, value in report.to_dict().items() if key in keys} for report in reports]
-        echo_json({"batches": found, "announcements_owed": owed})
+        orders = [order_dict(order) for order in revocations]
+        echo_json({"batches": found, "announcements_owed": owed, "revocations_owed": orders})
         return 0
-    header = ("batch", "planned", "passed", "failed", "waiting", "births pending")
-    rows = [
-        (r.batch, *map(str, (r.result.planned, r.result.passed, r.result.failed, r.result.waiting, r.births_pending)))
-        for r in reports
-    ]
+    counts = ("planned", "passed", "failed", "scrapped", "waiting")
+    header = ("batch", *counts, "births pending")
+    rows = [(r.batch, *(str(getattr(r.result, name)) for name in counts), str(r.births_pending)) for r in reports]
     click.echo(table(header, rows) if rows else "no batch yet")
     click.echo(f"{owed} announcements owed to the broker")
+    for order in revocations:
+        click.echo(f"revocation owed: {order_text(order)}")
     return 0
 
 
@@ -232,7 +245,7 @@ def report(batch_id: str, config: Path, as_json: bool) -> int:
     Example:
       devicesim line report 2026w48-a --config station/line.toml
     """
-    with _ledger(config) as ledger:
+    with opened(config) as (_, ledger):
         if batch_id not in dict(ledger.batches()):
             raise UsageProblem(f"there is no batch {batch_id!r} in this ledger", advice="see `devicesim line status`")
         made = make_report(ledger, batch_id, now=now())
@@ -241,42 +254,6 @@ def report(batch_id: str, config: Path, as_json: bool) -> int:
     else:
         click.echo(report_text(made))
     return 0
-
-
-@contextmanager
-def _ledger(config: Path) -> Iterator[Ledger]:
-    world = World(now, time.monotonic, lambda _seconds: True, random.random, secrets.token_bytes)
-    with _every_finding(), open_ledger(load_settings(config), world) as ledger:
-        yield ledger
-
-
-def _load(batch_file: Path, config: Path) -> tuple[Batch, Settings]:
-    """Read both files and report the problems of both at once."""
-    findings: list[Finding] = []
-    batch = _read(lambda: load_batch(batch_file), findings)
-    settings = _read(lambda: load_settings(config), findings)
-    if batch is None or settings is None:
-        raise InputInvalid(findings)
-    return batch, settings
-
-
-def _read(load: Callable[[], T], findings: list[Finding]) -> T | None:
-    try:
-        return load()
-    except InputInvalid as error:
-        findings += error.findings
-        return None
-
-
-@contextmanager
-def _every_finding() -> Iterator[None]:
-    """List what is wrong with the files, one problem a line, where the error itself has room for the first alone."""
-    try:
-        yield
-    except InputInvalid as error:
-        for finding in error.findings if len(error.findings) > 1 else ():
-            click.echo(str(finding), err=True)
-        raise
 
 
 @contextmanager

@@ -68,16 +68,21 @@ def write_set(path: Path, guards: Iterable[tuple[str, str]], seal: Seal, at: dat
     rows = "".join(f"{row}\n" for row in sorted({hash_of(*guard) for guard in guards})).encode()
     count = len(rows) // ROW_BYTES
     envelope = seal(KNOWN_SET, {"count": count, "sha256": sha256(rows).hexdigest()}, at)
+    write_whole(path, envelope + b"\n" + rows)
+    return count
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file, whole and on the disk, or not at all."""
     beside = path.with_name(path.name + ".new")
     try:
         with beside.open("wb") as file:
-            file.write(envelope + b"\n" + rows)
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
         beside.replace(path)
     except OSError as error:
         raise StorageError(f"cannot write {path}: {error.strerror}") from error
-    return count
 
 
 def load_sets(paths: Iterable[Path], trust: TrustAnchors, place: Mapping[str, str]) -> KnownSets:

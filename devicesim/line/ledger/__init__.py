@@ -10,7 +10,7 @@ from __future__ import annotations
 from devicesim.line.ledger.chain import ChainPlace, EventRow
 from devicesim.line.ledger.edges import BirthFacts
 from devicesim.line.ledger.ledger import Ledger
-from devicesim.line.ledger.rework import OldCertificate, Why
+from devicesim.line.ledger.rework import Why
 from devicesim.line.ledger.rows import AttemptRow, RevocationRow, SupersededRow, UnitRow
 from devicesim.line.ledger.writing import Announce, Announcement, Told
 
@@ -22,7 +22,6 @@ __all__ = [
     "ChainPlace",
     "EventRow",
     "Ledger",
-    "OldCertificate",
     "RevocationRow",
     "SupersededRow",
     "Told",

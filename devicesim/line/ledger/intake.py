@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 
 from devicesim.errors import Conflict
-from devicesim.line.batch import Batch
+from devicesim.line.batch import Batch, content_sha256
 from devicesim.line.ledger import guards
 from devicesim.line.ledger.disk import json_text, stamp
 from devicesim.line.ledger.writing import Writing
@@ -53,7 +53,8 @@ def take_in(writing: Writing, batch: Batch) -> None:
         [(kind, value, unit.device_id) for unit in batch.units for kind, value in guards.of_facts(unit.facts())],
     )
     body = {"batch": batch.id, "content_sha256": batch.sha256(), "quantity": len(batch.units)}
-    writing.tell("batch-opened", body)
+    units_sha256 = content_sha256(batch.id, [unit.facts() for unit in batch.units])
+    writing.tell("batch-opened", {**body, "units_sha256": units_sha256})
 
 
 def _listing(what: str, items: list[str]) -> str:

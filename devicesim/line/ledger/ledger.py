@@ -29,9 +29,10 @@ from devicesim.line.ledger.chain import ChainPlace, EventRow
 from devicesim.line.ledger.checkpoints import Checkpoint
 from devicesim.line.ledger.disk import exclusive, open_database, storage_errors
 from devicesim.line.ledger.edges import BirthFacts, Learned
-from devicesim.line.ledger.rework import OldCertificate, Why
+from devicesim.line.ledger.rework import Why
 from devicesim.line.ledger.rows import AttemptRow, RevocationRow, SupersededRow, UnitRow
 from devicesim.line.ledger.writing import Announce, Writing, read_unit
+from devicesim.line.settings import OldCertificate
 from devicesim.line.statements import Seal
 from devicesim.line.states import Failure, State, Way
 from devicesim.mqtt import outbox

@@ -9,7 +9,6 @@ Rules:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 from devicesim.errors import Conflict
 from devicesim.line.ledger.disk import stamp
@@ -17,10 +16,8 @@ from devicesim.line.ledger.edges import end_attempt
 from devicesim.line.ledger.rows import UnitRow
 from devicesim.line.ledger.writing import Announce, Writing
 from devicesim.line.reasons import Reason
+from devicesim.line.settings import OldCertificate
 from devicesim.line.states import State
-
-OldCertificate = Literal["lapse", "revoke"]
-"""What becomes of the certificate of an identity that ends: it lapses, or it is to be revoked."""
 
 
 @dataclass(frozen=True, slots=True)
