@@ -26,7 +26,11 @@ Command = Callable[..., Any]
 
 def _why(command: Command) -> Command:
     reason = click.option(
-        "--reason", required=True, type=click.Choice([*Reason]), metavar="CODE", help=f"One of {', '.join(Reason)}."
+        "--reason",
+        required=True,
+        type=click.Choice([reason.value for reason in Reason]),
+        metavar="CODE",
+        help=f"One of {', '.join(Reason)}.",
     )
     note = click.option("--note", default="", metavar="TEXT", help="What else there is to say; needed for `other`.")
     return reason(note(command))
