@@ -42,6 +42,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
+from devicesim import durable
 from devicesim.csr import PrivateKey, key_type, load_csr, spki
 from devicesim.errors import DeviceSimError, KeyStoreError, Locked, StorageError
 from devicesim.mldsa import ExpandedKeyOnly, seed_form
@@ -158,13 +159,13 @@ class FileKeyStore:
         """Write key and request into one file, durably."""
         data = self._key_pem(pending.key) + pending.request.public_bytes(Encoding.PEM)
         with self.locked(), _storage_errors("write", self.directory):
-            _replace(self.directory / "pending.pem", data)
+            durable.replace(self.directory / "pending.pem", data)
 
     def drop_pending(self) -> None:
         """Forget the request under way."""
         with self.locked(), _storage_errors("write", self.directory):
             (self.directory / "pending.pem").unlink(missing_ok=True)
-            _sync_directory(self.directory)
+            durable.sync_directory(self.directory)
 
     # --- the identity in use ----------------------------------------------------------------------------------------
 
@@ -185,7 +186,7 @@ class FileKeyStore:
         with self.locked(), _storage_errors("write", self.directory):
             written = self._put(identity, self._current_name())
             (self.directory / "pending.pem").unlink(missing_ok=True)
-            _sync_directory(self.directory)
+            durable.sync_directory(self.directory)
         return written
 
     def refresh(self, identity: StoredIdentity) -> StoredIdentity:
@@ -245,16 +246,16 @@ class FileKeyStore:
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir(mode=0o700)
         chain = b"".join(certificate.public_bytes(Encoding.PEM) for certificate in identity.chain)
-        _write_new(beside / "key.pem", self._key_pem(identity.key))
-        _write_new(beside / "cert.pem", identity.certificate.public_bytes(Encoding.PEM) + chain)
-        _write_new(beside / "chain.pem", chain + identity.trust.pem())
-        _write_new(beside / "trust.pem", identity.trust.pem())
+        durable.write_new(beside / "key.pem", self._key_pem(identity.key))
+        durable.write_new(beside / "cert.pem", identity.certificate.public_bytes(Encoding.PEM) + chain)
+        durable.write_new(beside / "chain.pem", chain + identity.trust.pem())
+        durable.write_new(beside / "trust.pem", identity.trust.pem())
         if identity.fetched_at is not None:
-            _write_new(beside / "fetched", f"{identity.fetched_at.isoformat()}\n".encode())
-        _sync_directory(beside)
+            durable.write_new(beside / "fetched", f"{identity.fetched_at.isoformat()}\n".encode())
+        durable.sync_directory(beside)
         numbered = root / f"{self._next_number():04d}"
         beside.rename(numbered)
-        _sync_directory(root)
+        durable.sync_directory(root)
         return numbered
 
     def _read(self, directory: Path) -> StoredIdentity:
@@ -276,7 +277,7 @@ class FileKeyStore:
         beside.unlink(missing_ok=True)
         beside.symlink_to(Path("generations") / directory.name)
         beside.replace(self.directory / "current")
-        _sync_directory(self.directory)
+        durable.sync_directory(self.directory)
 
     def _link_names(self) -> None:
         """Make the paths that never change."""
@@ -384,27 +385,3 @@ def _read_time(path: Path) -> datetime | None:
     except (FileNotFoundError, ValueError):
         return None
     return read if read.tzinfo else None
-
-
-def _write_new(path: Path, data: bytes) -> None:
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    with os.fdopen(handle, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _replace(path: Path, data: bytes) -> None:
-    beside = path.with_name(path.name + ".new")
-    beside.unlink(missing_ok=True)
-    _write_new(beside, data)
-    beside.replace(path)
-    _sync_directory(path.parent)
-
-
-def _sync_directory(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

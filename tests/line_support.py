@@ -21,8 +21,7 @@ from devicesim.csr import CsrDraft, spki
 from devicesim.errors import EstRefused, Unreachable
 from devicesim.line.assembly import place
 from devicesim.line.batch import Batch, EnrolBy, load_batch
-from devicesim.line.ledger import Ledger
-from devicesim.line.records import UnitRow
+from devicesim.line.ledger import Ledger, UnitRow
 from devicesim.line.runner import Line
 from devicesim.line.settings import Settings
 from devicesim.line.states import Failure, State

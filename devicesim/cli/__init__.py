@@ -23,6 +23,7 @@ _GROUPS = {
     "broker": "Run a broker, or write the configuration of one.",
     "csr": "Make and explain certificate requests, offline.",
     "est": "Talk to an EST server.",
+    "ledger": "Prove what a station has recorded.",
     "line": "Provision a batch of devices.",
 }
 

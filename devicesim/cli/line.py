@@ -20,10 +20,13 @@ from devicesim.cli import now
 from devicesim.cli.line_batch import check, lease, rehearsed, schema
 from devicesim.cli.line_export import export_command, manifest_group
 from devicesim.cli.line_files import BATCH, CONFIG, FILE, LEASE, every_finding, load_both
+from devicesim.cli.line_people import OPERATOR, opened
+from devicesim.cli.line_rework import order_dict, order_text, rework, trace
 from devicesim.cli.options import echo_json, json_option
 from devicesim.errors import Conflict, StorageError, UsageProblem
 from devicesim.line.assembly import announcing, open_ledger, open_line, place, report_path
 from devicesim.line.batch import Batch
+from devicesim.line.crew import Act
 from devicesim.line.findings import InputInvalid
 from devicesim.line.leases import allotted
 from devicesim.line.ledger import Ledger
@@ -47,7 +50,7 @@ def line() -> None:
     """
 
 
-for command in (check, export_command, lease, manifest_group, schema):
+for command in (check, export_command, lease, manifest_group, rework, schema, trace):
     line.add_command(command)
 
 
@@ -119,33 +122,45 @@ def _write_config(path: Path, text: str) -> Settings:
 @BATCH
 @CONFIG
 @click.option("--slots", type=click.IntRange(1, 64), help="Units worked on at the same time.  [default: site.slots]")
+@OPERATOR
 @LEASE
+@click.option("--known-set", "known_sets", type=FILE, multiple=True, help="What another line has used up; repeatable.")
 @click.option("--dry-run", is_flag=True, help="Try everything a run needs; write nothing, enrol nothing.")
 @json_option
 def run(
-    batch_file: Path, config: Path, slots: int | None, lease_file: Path | None, dry_run: bool, as_json: bool
+    batch_file: Path,
+    config: Path,
+    slots: int | None,
+    operator: str,
+    lease_file: Path | None,
+    known_sets: tuple[Path, ...],
+    dry_run: bool,
+    as_json: bool,
 ) -> int:
     """Provision every unit of a batch that has not passed yet; run it again to resume.
 
     \b
     Example:
-      devicesim line run demo/batch.toml --config station/line.toml --slots 4
+      devicesim line run demo/batch.toml --config station/line.toml --slots 4 --operator op-113
     """
     if dry_run:
         return rehearsed(batch_file, config, lease_file, as_json=as_json)
     with every_finding():
         batch, settings = load_both(batch_file, config)
         batch = allotted(batch, lease_file, settings.site.station)
+        settings.crew().admit(Act.RUN, operator)
         station = Station.load(settings, file=config)
     caught: list[int] = []
     stop = threading.Event()
     world = World(now, time.monotonic, stop.wait, random.SystemRandom().random, secrets.token_bytes)
-    with open_ledger(settings, world) as ledger, ledger.exclusive(), _stopping_on_signals(stop, caught):
+    own = open_ledger(settings, world, operator=operator)
+    with own as ledger, ledger.exclusive(), _stopping_on_signals(stop, caught):
         with _progress() as progress, announcing(settings, ledger, world) as voice:
-            ready = open_line(station, ledger, world, stop)
+            ready = open_line(station, ledger, world, stop, known_sets=known_sets)
             stopped_by = ready.run(batch, slots=slots or settings.site.slots, progress=progress)
         _warn("announcements", voice.reason if voice else None)
         _warn("births", ready.midwife.reason if ready.midwife else None)
+        ledger.checkpoint()
         return _finish(ledger, settings, batch, stopped_by, caught, as_json=as_json)
 
 
@@ -184,21 +199,22 @@ def status(config: Path, as_json: bool) -> int:
     Example:
       devicesim line status --config station/line.toml
     """
-    with _ledger(config) as ledger:
+    with opened(config) as (_, ledger):
         reports = [make_report(ledger, batch_id, now=now()) for batch_id, _ in ledger.batches()]
-        owed = ledger.owed()
+        owed, revocations = ledger.owed(), ledger.revocations_owed()
     if as_json:
         keys = ("batch", "yield", "failures", "births_pending")
         found = [{key: value for key, value in report.to_dict().items() if key in keys} for report in reports]
-        echo_json({"batches": found, "announcements_owed": owed})
+        orders = [order_dict(order) for order in revocations]
+        echo_json({"batches": found, "announcements_owed": owed, "revocations_owed": orders})
         return 0
-    header = ("batch", "planned", "passed", "failed", "waiting", "births pending")
-    rows = [
-        (r.batch, *map(str, (r.result.planned, r.result.passed, r.result.failed, r.result.waiting, r.births_pending)))
-        for r in reports
-    ]
+    counts = ("planned", "passed", "failed", "scrapped", "waiting")
+    header = ("batch", *counts, "births pending")
+    rows = [(r.batch, *(str(getattr(r.result, name)) for name in counts), str(r.births_pending)) for r in reports]
     click.echo(table(header, rows) if rows else "no batch yet")
     click.echo(f"{owed} announcements owed to the broker")
+    for order in revocations:
+        click.echo(f"revocation owed: {order_text(order)}")
     return 0
 
 
@@ -213,7 +229,7 @@ def report(batch_id: str, config: Path, as_json: bool) -> int:
     Example:
       devicesim line report 2026w48-a --config station/line.toml
     """
-    with _ledger(config) as ledger:
+    with opened(config) as (_, ledger):
         if batch_id not in dict(ledger.batches()):
             raise UsageProblem(f"there is no batch {batch_id!r} in this ledger", advice="see `devicesim line status`")
         made = make_report(ledger, batch_id, now=now())
@@ -222,13 +238,6 @@ def report(batch_id: str, config: Path, as_json: bool) -> int:
     else:
         click.echo(report_text(made))
     return 0
-
-
-@contextmanager
-def _ledger(config: Path) -> Iterator[Ledger]:
-    world = World(now, time.monotonic, lambda _seconds: True, random.random, secrets.token_bytes)
-    with every_finding(), open_ledger(load_settings(config), world) as ledger:
-        yield ledger
 
 
 @contextmanager

@@ -8,6 +8,7 @@ Rules:
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -22,27 +23,26 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from devicesim.csr import public_key_type, spki
 from devicesim.errors import ConfigInvalid, UsageProblem, VerificationFailed
 from devicesim.exports.provisioned import Provisioned
-from devicesim.line import chain
-from devicesim.line.ledger import Ledger
-from devicesim.line.records import UNIT_COLUMNS, storage_errors, unit_row
+from devicesim.line.crew import Actor
+from devicesim.line.ledger import Ledger, chain, rows
+from devicesim.line.ledger.disk import storage_errors
 from devicesim.line.states import PASSED
 from devicesim.trust import TrustAnchors, build_path
 
-# The last PASS of each unit, and the certificate it was issued last, as the chain tells it.
+# What the chain tells of the current identity of each unit: its PASS, and the certificate it was issued last.
 _TOLD = """
 CREATE TEMP TABLE told AS
-SELECT p.device_id, p.seq, p.hash, p.at, p.actor, e.certificate_sha256 FROM
-  (SELECT json_extract(body, '$.device_id') AS device_id, max(seq) AS seq, hash, at, actor
-     FROM event WHERE kind = 'recorded' GROUP BY 1) p
-  JOIN (SELECT json_extract(body, '$.device_id') AS device_id, max(seq) AS last,
-               json_extract(body, '$.certificate_sha256') AS certificate_sha256
-          FROM event WHERE kind = 'enrolled' GROUP BY 1) e USING (device_id)
+SELECT u.device_id, r.at, r.actor, max(e.seq) AS last,
+       json_extract(e.body, '$.certificate_sha256') AS certificate_sha256
+  FROM unit u
+  JOIN event r ON r.seq = u.recorded_seq AND r.kind = 'recorded' AND json_extract(r.body, '$.device_id') = u.device_id
+  JOIN event e ON json_extract(e.body, '$.device_id') = u.device_id AND e.kind = 'enrolled' AND e.seq < r.seq
+ GROUP BY u.device_id
 """
 _PASSED = ", ".join(f"'{state}'" for state in sorted(PASSED))
 _UNITS = (
-    f"SELECT {', '.join(f'u.{name.strip()}' for name in UNIT_COLUMNS.split(','))},"  # noqa: S608 - constants
-    " t.seq, t.hash, t.at, t.actor, t.certificate_sha256 FROM unit u LEFT JOIN temp.told t USING (device_id)"
-    f" WHERE u.batch = ? AND u.state IN ({_PASSED}) ORDER BY u.position"
+    f"{rows.UNIT.replace(' FROM unit u', ', t.at, t.actor, t.certificate_sha256 FROM unit u')}"
+    f" LEFT JOIN temp.told t USING (device_id) WHERE u.batch = ? AND u.state IN ({_PASSED}) ORDER BY u.position"
 )
 _COUNT = f"SELECT count(*), count(*) FILTER (WHERE state IN ({_PASSED})) FROM unit WHERE batch = ?"  # noqa: S608
 
@@ -99,24 +99,24 @@ def snapshot(ledger: Ledger, batch: str, issuers: Issuers) -> Iterator[Snapshot]
         raise UsageProblem(f"there is no batch {batch!r} in this ledger", advice="see `devicesim line status`")
     with storage_errors(ledger.path), closing(ledger.connect()) as conn:
         conn.execute("BEGIN")
-        chain.verify(conn.execute(chain.ROWS))
+        deque(chain.checked(conn.execute(chain.ROWS)), maxlen=0)
         conn.execute(_TOLD)
         planned, passed = conn.execute(_COUNT, (batch,)).fetchone()
         yield Snapshot(batch, planned, passed, conn, ledger, issuers, ledger.place())
 
 
 def _unit(row: tuple[Any, ...], place: Mapping[str, str], issuers: Issuers) -> Provisioned:
-    *columns, seq, head, at, actor, told_sha256 = row
-    unit = unit_row(tuple(columns))
+    *columns, at, actor, told_sha256 = row
+    unit = rows.unit_row(tuple(columns))
     der = unit.certificate or b""
-    if seq is None or sha256(der).hexdigest() != told_sha256:
+    if unit.recorded is None or sha256(der).hexdigest() != told_sha256:
         raise VerificationFailed(
             f"{unit.device_id}: its certificate is not the one that the ledger's chain tells of",
             advice="the ledger was altered: keep the file as it is, and compare it with a backup",
         )
     certificate = x509.load_der_x509_certificate(der)
     provisioned_at = datetime.fromisoformat(at)
-    facts = unit.facts
+    facts, by = unit.facts, Actor.read(actor)
     return Provisioned(
         device_id=unit.device_id,
         serial=facts["serial"],
@@ -137,17 +137,17 @@ def _unit(row: tuple[Any, ...], place: Mapping[str, str], issuers: Issuers) -> P
         not_after=_utc(certificate.not_valid_after_utc),
         key_alg=public_key_type(certificate.public_key()),
         key_store="file",
-        site=place.get("site", ""),
-        line=place.get("line", ""),
-        station=actor,
-        operator="",
-        shift="",
+        site=by.site or place["site"],
+        line=by.line or place["line"],
+        station=by.station,
+        operator=by.operator,
+        shift=by.shift,
         provisioned_at=_utc(provisioned_at),
         attempts=unit.attempts,
         outcome="pass",
-        label="",
-        ledger_seq=seq,
-        ledger_head=head,
+        label=unit.label or "",
+        ledger_seq=unit.recorded.seq,
+        ledger_head=unit.recorded.head,
     )
 
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from devicesim.errors import ConfigInvalid
 from devicesim.line.announcing import Announcing
 from devicesim.line.birth import Midwife
+from devicesim.line.crew import Duty
+from devicesim.line.known import load_sets
 from devicesim.line.ledger import Ledger
 from devicesim.line.runner import Line
 from devicesim.line.settings import Mqtt, Settings
+from devicesim.line.statements import sealing
 from devicesim.line.station import Station
 from devicesim.line.steps import World
 from devicesim.line.voice import Voice
@@ -20,9 +23,11 @@ from devicesim.mqtt.announcer import Announcer
 from devicesim.mqtt.connection import BrokerUrl, MqttIdentity
 
 
-def open_ledger(settings: Settings, world: World) -> Ledger:
-    """Open the station's ledger; one that belongs to another station is refused."""
-    ledger = Ledger(settings.ledger.path, clock=world.clock)
+def open_ledger(settings: Settings, world: World, *, operator: str = "", second: str = "") -> Ledger:
+    """Open the station's ledger for who is on duty; one that belongs to another station is refused."""
+    every = settings.ledger.checkpoint_every
+    ledger = Ledger(settings.ledger.path, clock=world.clock, way=settings.way(), checkpoint_every=every)
+    ledger.duty = Duty(operator, second, settings.site.calendar())
     if ledger.place() != place(settings):
         ledger.close()
         raise ConfigInvalid(
@@ -38,15 +43,33 @@ def place(settings: Settings) -> dict[str, str]:
     return {"site": site.id, "line": site.line, "station": site.station}
 
 
-def open_line(station: Station, ledger: Ledger, world: World, stop: threading.Event) -> Line:
-    """Return a line that enrols with the EST server of the settings and announces to their broker."""
+def take_the_seal(ledger: Ledger, station: Station) -> None:
+    """Let the ledger sign its checkpoints as this station."""
+    ledger.seal = sealing(station.identity, ledger.place())
+
+
+def open_voice(station: Station, world: World) -> Voice | None:
+    """Return what announces for this station, or None when it has no broker."""
     settings = station.settings
-    voice = midwife = None
-    if settings.mqtt is not None:
-        url, domain = settings.est.url, settings.mqtt.domain
-        voice = Voice(settings.site, station.identity, domain, url, world.clock, world.randomness)
-        if settings.mqtt.birth:
-            midwife = Midwife(settings, settings.mqtt, ledger, world.clock, world.randomness)
+    if settings.mqtt is None:
+        return None
+    url, domain = settings.est.url, settings.mqtt.domain
+    return Voice(settings.site, station.identity, domain, url, world.clock, world.randomness)
+
+
+def open_line(
+    station: Station, ledger: Ledger, world: World, stop: threading.Event, *, known_sets: Iterable[Path] = ()
+) -> Line:
+    """Return a line that enrols with the EST server of the settings and announces to their broker.
+
+    What other lines have used up, by the settings and by `known_sets`, is refused from here on.
+    """
+    settings = station.settings
+    take_the_seal(ledger, station)
+    ledger.others = load_sets((*settings.ledger.known_sets, *known_sets), station.trust, ledger.place())
+    voice, midwife = open_voice(station, world), None
+    if settings.mqtt is not None and settings.mqtt.birth:
+        midwife = Midwife(settings, settings.mqtt, ledger, world.clock, world.randomness)
     return Line(
         settings=settings,
         ledger=ledger,

@@ -20,7 +20,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -116,10 +116,12 @@ class Batch:
 
     def sha256(self) -> str:
         """Identify the content, however the files are written; a part has that of its whole."""
-        if self.whole_sha256:
-            return self.whole_sha256
-        text = json.dumps([self.id, [unit.facts() for unit in self.units]], sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()
+        return self.whole_sha256 or content_sha256(self.id, [unit.facts() for unit in self.units])
+
+
+def content_sha256(batch_id: str, facts: Sequence[Mapping[str, str]]) -> str:
+    """Hash what a batch is asked to make: its id, and what makes each unit this unit, in order."""
+    return hashlib.sha256(json.dumps([batch_id, [dict(each) for each in facts]], sort_keys=True).encode()).hexdigest()
 
 
 class _Product(Section):

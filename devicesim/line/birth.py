@@ -12,8 +12,7 @@ from datetime import datetime
 
 from devicesim.device import DeviceIdentity
 from devicesim.errors import DeviceSimError
-from devicesim.line.ledger import Ledger
-from devicesim.line.records import UnitRow
+from devicesim.line.ledger import Ledger, UnitRow
 from devicesim.line.settings import Mqtt, Settings
 from devicesim.line.steps import open_device
 from devicesim.mqtt.connection import BrokerUrl, MqttIdentity

@@ -23,7 +23,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from devicesim.errors import Conflict, StorageError, UsageProblem
 from devicesim.line.batch import Batch, Span
 from devicesim.line.findings import Finding, InputInvalid, decode_utf8, findings_of, read_bounded
-from devicesim.line.records import json_text
+from devicesim.line.ledger.disk import json_text
 from devicesim.line.settings import Identifier, Section, Whole
 from devicesim.line.units_csv import UNITS_MAX
 

@@ -17,7 +17,6 @@ from devicesim.errors import ConfigInvalid, DeviceSimError, StorageError, Verifi
 from devicesim.line.assembly import mqtt_identity, open_ledger
 from devicesim.line.batch import Batch, ByIdevid, ByOneTimePassword, ByStation, load_batch
 from devicesim.line.findings import InputInvalid, errors_of
-from devicesim.line.intake import rehearse
 from devicesim.line.leases import allotted
 from devicesim.line.settings import Settings, load_settings
 from devicesim.line.station import Station, read_identity, read_password
@@ -151,7 +150,7 @@ class Rehearsal:
         with open_ledger(self.settings, self.world) as ledger, ledger.exclusive():
             self._is_alone = True
             part = self.part
-            if not rehearse(ledger.path, part, self.world.clock()):
+            if ledger.rehearse_batch(part):
                 return f"{len(part.units)} new units, none of which it has"
             mine = {unit.device_id for unit in part.units}
             left = sum(not row.passed for row in ledger.units(part.id) if row.device_id in mine)

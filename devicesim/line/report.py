@@ -7,7 +7,6 @@ the work.
 from __future__ import annotations
 
 import math
-import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -16,11 +15,10 @@ from pathlib import Path
 
 from cryptography import x509
 
-from devicesim.errors import StorageError
-from devicesim.line.chain import ChainPlace
-from devicesim.line.ledger import Ledger
-from devicesim.line.records import AttemptRow, UnitRow, json_text, stamp
-from devicesim.line.states import ORDER, Failure, FailureCode
+from devicesim.durable import write_whole
+from devicesim.line.ledger import AttemptRow, ChainPlace, Ledger, UnitRow
+from devicesim.line.ledger.disk import json_text, stamp
+from devicesim.line.states import ORDER, Failure, FailureCode, State
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,18 +40,19 @@ class UnitLine:
 
 @dataclass(frozen=True, slots=True)
 class Yield:
-    """How many units were planned, attempted, passed at the first attempt, passed in the end, and failed."""
+    """How many units were planned, attempted, passed at the first attempt, passed in the end, failed, scrapped."""
 
     planned: int
     attempted: int
     first_pass: int
     passed: int
     failed: int
+    scrapped: int
 
     @property
     def waiting(self) -> int:
-        """Units that have neither passed nor failed: the next run goes on with them."""
-        return self.planned - self.passed - self.failed
+        """Units that have neither passed nor failed nor been scrapped: the next run goes on with them."""
+        return self.planned - self.passed - self.failed - self.scrapped
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,18 +128,7 @@ def exit_code(report: Report, stopped_by: Failure | None) -> int:
 
 def write_report(report: Report, path: Path) -> None:
     """Write the report as JSON, readable by its owner alone, whole or not at all."""
-    beside = path.with_name(path.name + ".new")
-    try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        beside.unlink(missing_ok=True)
-        handle = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(json_text(report.to_dict()) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    except OSError as error:
-        raise StorageError(f"cannot write {path}: {error.strerror}") from error
+    write_whole(path, json_text(report.to_dict()).encode() + b"\n")
 
 
 def percentile(values: Iterable[float], fraction: float) -> float:
@@ -157,6 +145,7 @@ def _count(rows: list[UnitRow]) -> Yield:
         first_pass=sum(row.attempts == 1 for row in passed),
         passed=len(passed),
         failed=sum(row.failure is not None for row in rows),
+        scrapped=sum(row.state is State.SCRAPPED for row in rows),
     )
 
 
@@ -183,7 +172,7 @@ def _unit_line(row: UnitRow, attempt: AttemptRow | None) -> UnitLine:
         device_id=row.device_id,
         serial=row.facts["serial"],
         product=row.facts["product"],
-        outcome="pass" if row.passed else "fail" if row.failure else "waiting" if row.attempts else "planned",
+        outcome=_outcome(row),
         state=row.state.value,
         attempts=row.attempts,
         cert_serial=serial,
@@ -192,3 +181,9 @@ def _unit_line(row: UnitRow, attempt: AttemptRow | None) -> UnitLine:
         birth=row.birth,
         seconds=ended.total_seconds() if ended else None,
     )
+
+
+def _outcome(row: UnitRow) -> str:
+    if row.state is State.SCRAPPED:
+        return "scrapped"
+    return "pass" if row.passed else "fail" if row.failure else "waiting" if row.attempts else "planned"

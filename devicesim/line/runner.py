@@ -20,8 +20,7 @@ from typing import Protocol
 from devicesim.errors import ClockUntrustworthy, DeviceSimError, StorageError, Unreachable
 from devicesim.line.batch import Batch, ByStation, Unit
 from devicesim.line.birth import Midwife
-from devicesim.line.ledger import Ledger
-from devicesim.line.records import UnitRow
+from devicesim.line.ledger import Ledger, UnitRow
 from devicesim.line.settings import Settings
 from devicesim.line.states import Failure, FailureCode, State, failure_of
 from devicesim.line.station import Door, OpenEst
@@ -79,9 +78,9 @@ class Line:
         if not to_do:
             return None
         try:
-            check = self._check_clock(enrols=any(not rows[unit.device_id].passed for unit in to_do))
+            check = self._check_clock(enrols=any(not rows[unit.device_id].ended for unit in to_do))
         except Unreachable as error:
-            return failure_of(error, State.PLANNED)
+            return failure_of(error, State.KEYED)
         run = _Run(self, deque(to_do), check, progress)
         count = min(slots, len(to_do))
         with ThreadPoolExecutor(count, thread_name_prefix="slot") as pool:
@@ -91,7 +90,7 @@ class Line:
         return run.stopped_by
 
     def _is_open(self, row: UnitRow) -> bool:
-        return not row.passed or (row.birth == "pending" and self.midwife is not None)
+        return not row.ended or (row.birth == "pending" and self.midwife is not None)
 
     def _check_clock(self, *, enrols: bool) -> ClockCheck:
         """Ask the EST server for its time, which also shows that it is there; only births need no server."""
@@ -135,7 +134,7 @@ class _Run:
 
     def _provision(self, unit: Unit, slot: int, doors: dict[str, Door]) -> None:
         row = self.line.ledger.unit(unit.device_id)
-        if not row.passed:
+        if not row.ended:
             row = self._work(unit, slot, doors)
         if row.birth == "pending" and self.line.midwife is not None:
             self.line.midwife.attend(row)
@@ -151,12 +150,12 @@ class _Run:
             while not row.passed:
                 if self.line.stop.is_set():
                     raise Stopped
-                row = STEPS[row.state](work, row, world.ticks())
+                row = STEPS[ledger.way.after(row.state)](work, row, world.ticks())
                 self.progress.step(slot, unit.device_id, row.state)
         except _STOPPING:
             raise
         except DeviceSimError as error:
-            return self._fail(unit, row, failure_of(error, row.state), slot)
+            return self._fail(unit, row, error)
         finally:
             if door is not None and door not in doors.values():
                 door.est.close()
@@ -189,14 +188,12 @@ class _Run:
             world=line.world,
         )
 
-    def _fail(self, unit: Unit, row: UnitRow, failure: Failure, slot: int) -> UnitRow:
-        voice = self.line.voice
-        failed = self.line.ledger.fail(
-            unit.device_id,
-            failure,
-            announce=voice.failed(row, failure, slot=slot) if voice else None,
-            source=voice.source if voice else "",
-        )
+    def _fail(self, unit: Unit, row: UnitRow, error: DeviceSimError) -> UnitRow:
+        voice, ledger = self.line.voice, self.line.ledger
+        step = ledger.way.after(row.state)
+        failure = failure_of(error, step)
+        announce = voice.failed(row, failure, step) if voice else None
+        failed = ledger.fail(unit.device_id, failure, step=step, announce=announce)
         self._count(failure if isinstance(unit.enrol_by, ByStation) else None)
         self.progress.ended(failed, failure)
         return failed

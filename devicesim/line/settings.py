@@ -6,21 +6,25 @@ Paths are relative to the file. Unknown keys are errors, and every problem is re
 from __future__ import annotations
 
 import re
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, time, timedelta
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 from urllib.parse import urlsplit
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
 
 from devicesim.csr import KEY_TYPES
+from devicesim.line.crew import Crew, Role, Shifts
 from devicesim.line.findings import InputInvalid, findings_of, read_toml
+from devicesim.line.states import Way
 from devicesim.mqtt.topics import IDENTIFIER, identifier
 
 BUILD_FLOOR = datetime(2026, 11, 1, tzinfo=UTC)
 """No clock on a line that runs this code can rightly be earlier."""
 
 _DURATION = re.compile(r"([0-9]{1,6}(?:\.[0-9]{1,3})?)(ms|s|m|h|d)")
+_TIME_OF_DAY = re.compile(r"(?:[01][0-9]|2[0-3]):[0-5][0-9]")
 _SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -66,6 +70,25 @@ def _url(scheme: str) -> AfterValidator:
     return AfterValidator(check)
 
 
+def _zone(name: object) -> ZoneInfo:
+    try:
+        return ZoneInfo(name if isinstance(name, str) else "")
+    except (ValueError, OSError, ZoneInfoNotFoundError) as error:
+        raise ValueError('is no time zone this machine knows; one is "Europe/Berlin"') from error
+
+
+def _time_of_day(text: object) -> time:
+    if not isinstance(text, str) or _TIME_OF_DAY.fullmatch(text) is None:
+        raise ValueError('a time of day is written "06:00"')
+    return time.fromisoformat(text)
+
+
+def _apart(shifts: dict[str, time]) -> dict[str, time]:
+    if len(set(shifts.values())) != len(shifts):
+        raise ValueError("two shifts begin at the same time")
+    return shifts
+
+
 Identifier = Annotated[str, AfterValidator(identifier), _patterned(IDENTIFIER)]
 Duration = Annotated[timedelta, BeforeValidator(duration), _patterned(_DURATION.pattern)]
 Floor = Annotated[
@@ -74,11 +97,17 @@ Floor = Annotated[
     WithJsonSchema({"anyOf": [{"const": "build"}, {"type": "string", "format": "date-time"}]}),
 ]
 Label = Annotated[str, Field(pattern=r"^(?:[A-Za-z0-9][A-Za-z0-9._~-]{0,63})?$")]
+Zone = Annotated[ZoneInfo, BeforeValidator(_zone), WithJsonSchema({"type": "string"})]
+TimeOfDay = Annotated[time, BeforeValidator(_time_of_day), _patterned(_TIME_OF_DAY.pattern)]
 KeyAlgorithm = Annotated[str, AfterValidator(_kind_of_key), WithJsonSchema({"type": "string", "enum": [*KEY_TYPES]})]
 HttpsUrl = Annotated[str, _url("https"), _patterned(_url_pattern("https"))]
 MqttsUrl = Annotated[str, _url("mqtts"), _patterned(_url_pattern("mqtts"))]
 Whole = Annotated[int, Field(strict=True)]
 """A whole number, written as one: neither "4" nor true."""
+
+
+OldCertificate = Literal["lapse", "revoke"]
+"""What becomes of the certificate of an identity that ends: it lapses, or it is to be revoked."""
 
 
 class Section(BaseModel):
@@ -88,12 +117,25 @@ class Section(BaseModel):
 
 
 class Site(Section):
-    """`[site]`: which station this is. `station` is also the CN of its certificate."""
+    """`[site]`: which station this is. `station` is also the CN of its certificate.
+
+    Attributes:
+        timezone: the name of the site's time zone, by which the shifts go; UTC when it is left out.
+        shifts: the time of day at which each begins, `{ early = "06:00", late = "14:00", night = "22:00" }`, or none.
+    """
 
     id: Identifier
     line: Identifier
     station: Identifier
     slots: Annotated[Whole, Field(ge=1, le=64)] = 4
+    timezone: Zone | None = None
+    shifts: Annotated[dict[Identifier, TimeOfDay], Field(max_length=24), AfterValidator(_apart)] = Field(
+        default_factory=dict
+    )
+
+    def calendar(self) -> Shifts:
+        """Return the shifts, to be asked for that of a moment."""
+        return Shifts(tuple((begins, name) for name, begins in self.shifts.items()), self.timezone or UTC)
 
 
 class Est(Section):
@@ -130,9 +172,26 @@ class Clock(Section):
 
 
 class LedgerSection(Section):
-    """`[ledger]`: the station's records."""
+    """`[ledger]`: the station's records.
+
+    Attributes:
+        checkpoint_every: how many events there are at most between two signed checkpoints.
+        known_sets: what other lines have used up (`devicesim ledger export-set`).
+    """
 
     path: Path = Path("line.db")
+    checkpoint_every: Annotated[int, Field(ge=1, le=1_000_000)] = 500
+    known_sets: tuple[Path, ...] = ()
+
+
+class Rework(Section):
+    """`[rework]`: what becomes of the certificate of a unit that is re-issued or scrapped.
+
+    Attributes:
+        old_certificate: "lapse": it is left to expire. "revoke": its revocation is ordered, and owed until confirmed.
+    """
+
+    old_certificate: OldCertificate = "lapse"
 
 
 class Mqtt(Section):
@@ -159,7 +218,17 @@ class Settings(Section):
     key: Key = Key()
     clock: Clock = Clock()
     ledger: LedgerSection = LedgerSection()
+    rework: Rework = Rework()
+    operators: dict[Identifier, frozenset[Role]] = Field(default_factory=dict)
     mqtt: Mqtt | None = None
+
+    def crew(self) -> Crew:
+        """Return the people of `[operators]`: a badge and its roles, `"op-113" = ["operate", "rework"]`."""
+        return Crew(self.operators)
+
+    def way(self) -> Way:
+        """Return the states that a unit walks at this station."""
+        return Way.through()
 
 
 def load_settings(path: Path) -> Settings:
@@ -177,10 +246,11 @@ def _anchored(settings: Settings, base: Path) -> Settings:
         paths = {name: base / value for name in names if (value := getattr(section, name)) is not None}
         return section.model_copy(update=paths)
 
+    known_sets = tuple(base / path for path in settings.ledger.known_sets)
     changes = {
         "est": at(settings.est, "trust", "cert", "key"),
         "key": at(settings.key, "devices"),
-        "ledger": at(settings.ledger, "path"),
+        "ledger": at(settings.ledger, "path").model_copy(update={"known_sets": known_sets}),
         "mqtt": settings.mqtt and at(settings.mqtt, "trust"),
     }
     return settings.model_copy(update=changes)
@@ -214,6 +284,8 @@ id = {site}
 line = {line}
 station = {station}            # also the common name of the station's certificate
 slots = 4                      # units worked on at the same time
+# timezone = "Europe/Berlin"
+# shifts = {{ early = "06:00", late = "14:00", night = "22:00" }}
 
 [est]
 url = {est}
@@ -236,6 +308,15 @@ max_skew = "5m"                # nor further than this from the EST server's clo
 
 [ledger]
 path = "line.db"
+checkpoint_every = 500         # events between two checkpoints that the station signs
+# known_sets = ["l1.set"]      # what other lines have used up: `devicesim ledger export-set`
+
+# [rework]
+# old_certificate = "revoke"   # of a unit re-issued or scrapped; "lapse": left to expire
+
+# [operators]                  # who works here; scrap and re-issue need two of them
+# "op-113" = ["operate", "rework"]
+# "op-007" = ["operate", "approve"]
 """
 _MQTT = """
 [mqtt]

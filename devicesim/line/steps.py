@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from hashlib import sha256
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, Unpack
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -29,8 +29,8 @@ from devicesim.device import Device
 from devicesim.errors import ClockUntrustworthy, VerificationFailed
 from devicesim.keystore import FileKeyStore
 from devicesim.line.batch import ByStation, Unit
-from devicesim.line.ledger import Ledger
-from devicesim.line.records import UnitRow
+from devicesim.line.ledger import Ledger, UnitRow
+from devicesim.line.ledger.edges import Learned
 from devicesim.line.settings import Est, Settings
 from devicesim.line.states import State
 from devicesim.line.station import Door
@@ -112,6 +112,7 @@ class Work:
     def make_key(self, row: UnitRow, started: float) -> UnitRow:
         """Have the device make its key and request."""
         self.clock_check.check(self.world.clock(), self.world.ticks())
+        self._forget_an_ended_draft(row)
         wishes = self.patiently(lambda: self.door.csrattrs)
         draft = self.device.draft(wishes, key_type=row.facts["key_type"] or self.settings.key.alg)
         return self._advance(row, State.KEYED, started, spki_sha256=sha256(spki(draft.key)).hexdigest())
@@ -169,13 +170,13 @@ class Work:
             held = self.device.identity
             assert held is not None
             timing = self.ledger.timing(row)
-            announce = self.voice.provisioned(row, slot=self.slot, key_alg=key_type_of(held.key), timing_ms=timing)
+            before = self.ledger.superseded(row.device_id)[-1] if row.generation > 1 else None
+            announce = self.voice.provisioned(row, key_alg=key_type_of(held.key), timing_ms=timing, before=before)
         mqtt = self.settings.mqtt
         return self.ledger.record(
             row.device_id,
             took_ms=self._since(started),
             announce=announce,
-            source=self.voice.source if self.voice else "",
             birth=mqtt is not None and mqtt.birth,
         )
 
@@ -195,21 +196,30 @@ class Work:
             )
         return CsrDraft.resuming(pending.request, pending.key)
 
-    def _advance(self, row: UnitRow, to: State, started: float, **learned: str | bytes) -> UnitRow:
-        return self.ledger.advance(row.device_id, to, took_ms=self._since(started), **learned)  # type: ignore[arg-type]  # took_ms is none of them
+    def _forget_an_ended_draft(self, row: UnitRow) -> None:
+        """Have a re-issued unit make a new key, also when its store still holds a request under its old one."""
+        pending = self.store.pending()
+        if pending is None or row.generation == 1:
+            return
+        if sha256(spki(pending.key)).hexdigest() in {old.spki_sha256 for old in self.ledger.superseded(row.device_id)}:
+            self.device.discard_draft()
+
+    def _advance(self, row: UnitRow, to: State, started: float, **learned: Unpack[Learned]) -> UnitRow:
+        return self.ledger.advance(row.device_id, to, took_ms=self._since(started), **learned)
 
     def _since(self, started: float) -> float:
         return (self.world.ticks() - started) * 1000
 
 
 STEPS: dict[State, Callable[[Work, UnitRow, float], UnitRow]] = {
-    State.PLANNED: Work.make_key,
-    State.KEYED: Work.check_request,
-    State.DRAFTED: Work.enrol,
-    State.ENROLLED: Work.install,
-    State.INSTALLED: Work.verify,
-    State.VERIFIED: Work.record,
+    State.KEYED: Work.make_key,
+    State.DRAFTED: Work.check_request,
+    State.ENROLLED: Work.enrol,
+    State.INSTALLED: Work.install,
+    State.VERIFIED: Work.verify,
+    State.RECORDED: Work.record,
 }
+"""State → the step that leads to it. Which of them a unit walks, and in which order, is the ledger's `way`."""
 
 
 def patiently(est: Est, world: World, ask: Callable[[], T]) -> T:

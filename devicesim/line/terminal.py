@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Self
 
-from devicesim.line.records import UnitRow
+from devicesim.line.ledger import UnitRow
 from devicesim.line.report import Report, Yield
 from devicesim.line.states import Failure, State
 
@@ -117,7 +117,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _counts(made: Yield) -> str:
-    names = ("planned", "attempted", "passed", "failed", "waiting")
+    names = ("planned", "attempted", "passed", "failed", "scrapped", "waiting")
     return ", ".join(f"{getattr(made, name)} {name}" for name in names)
 
 

@@ -14,11 +14,10 @@ from typing import Any
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from devicesim.line.chain import ChainPlace
-from devicesim.line.ledger import Announce, Announcement
-from devicesim.line.records import UnitRow
+from devicesim.line.crew import Actor
+from devicesim.line.ledger import Announce, Announcement, SupersededRow, Told, UnitRow, Why
 from devicesim.line.settings import Site
-from devicesim.line.states import Failure
+from devicesim.line.states import Failure, State
 from devicesim.mqtt.events import Event, sequence_text, sign_event, utc_text
 from devicesim.mqtt.topics import EventType, station_source, topic_for
 from devicesim.mqtt.ulid import new_ulid
@@ -51,28 +50,39 @@ class Voice:
         """The CloudEvents source, whose events are counted."""
         return station_source(self.site.id, self.site.line, self.site.station)
 
-    def provisioned(self, unit: UnitRow, *, slot: int, key_alg: str, timing_ms: Mapping[str, float]) -> Announce:
-        """Return what announces that a unit has passed."""
+    def provisioned(
+        self, unit: UnitRow, *, key_alg: str, timing_ms: Mapping[str, float], before: SupersededRow | None
+    ) -> Announce:
+        """Return what announces that a unit has passed; `before` is the identity that this one takes the place of."""
         assert unit.certificate is not None
         assert unit.spki_sha256 is not None
         data = {
-            **_who(unit, slot),
+            **_unit(unit),
             "outcome": "pass",
+            "generation": unit.generation,
             "key": {"alg": key_alg, "origin": "device", "store": "file", "spki_sha256": unit.spki_sha256},
             "cert": cert_facts(x509.load_der_x509_certificate(unit.certificate)),
             "est": {"server": self.est_url, "op": "simpleenroll"},
             "timing_ms": {step: round(took) for step, took in timing_ms.items()},
-            "supersedes": None,
+            "supersedes": _superseded(before) if before else None,
         }
-        return self._announce(EventType.PROVISIONED, unit, data)
+        kind = EventType.PROVISIONED if unit.generation == 1 else EventType.REPROVISIONED
+        return self._announce(kind, unit, data)
 
-    def failed(self, unit: UnitRow, failure: Failure, *, slot: int) -> Announce:
-        """Return what announces that an attempt at a unit has failed."""
-        data = {**_who(unit, slot), "outcome": "fail", "failure": {"code": failure.code, "state": unit.state}}
-        return self._announce(EventType.FAILED, unit, data)
+    def failed(self, unit: UnitRow, failure: Failure, step: State) -> Announce:
+        """Return what announces that an attempt at a unit has failed on its way to `step`."""
+        told = {"code": failure.code, "state": unit.state, "step": step}
+        return self._announce(EventType.FAILED, unit, {**_unit(unit), "outcome": "fail", "failure": told})
+
+    def scrapped(self, unit: UnitRow, why: Why) -> Announce:
+        """Return what announces that a unit was taken off the line for ever."""
+        data = {**_unit(unit), "outcome": "scrapped", "reason": why.reason, "was": unit.state}
+        if unit.certificate is not None:
+            data["cert"] = cert_facts(x509.load_der_x509_certificate(unit.certificate))
+        return self._announce(EventType.SCRAPPED, unit, data)
 
     def _announce(self, kind: EventType, unit: UnitRow, data: Mapping[str, Any]) -> Announce:
-        def make(sequence: int, place: ChainPlace) -> Announcement:
+        def make(told: Told) -> Announcement:
             at = self.clock().replace(microsecond=0)
             event = Event(
                 id=new_ulid(self.clock(), self.randomness),
@@ -80,8 +90,8 @@ class Voice:
                 type=kind,
                 subject=unit.device_id,
                 time=at,
-                data={**data, "ledger": {"seq": place.seq, "head": place.head}},
-                sequence=sequence_text(sequence),
+                data={**data, **_who(told.by), "ledger": {"seq": told.place.seq, "head": told.place.head}},
+                sequence=sequence_text(told.sequence),
                 correlationid=unit.attempt_id,
                 expirytime=at + EXPIRES_AFTER,
             )
@@ -89,7 +99,7 @@ class Voice:
             payload = sign_event(event, key=self.identity.key, certificate=leaf, chain=chain)
             return Announcement(event.id, topic_for(kind, self.site.station, domain=self.domain), payload)
 
-        return make
+        return Announce(self.source, make)
 
 
 def cert_facts(certificate: x509.Certificate) -> dict[str, str]:
@@ -103,7 +113,7 @@ def cert_facts(certificate: x509.Certificate) -> dict[str, str]:
     }
 
 
-def _who(unit: UnitRow, slot: int) -> dict[str, object]:
+def _unit(unit: UnitRow) -> dict[str, Any]:
     facts = {"serial": unit.facts["serial"], "model": unit.facts["product"], "hw_rev": unit.facts["hw_rev"]}
     return {
         "device_id": unit.device_id,
@@ -111,5 +121,18 @@ def _who(unit: UnitRow, slot: int) -> dict[str, object]:
         "batch": unit.batch,
         "attempt": unit.attempts,
         "attempt_id": unit.attempt_id,
-        "slot": slot,
     }
+
+
+def _who(by: Actor) -> dict[str, object]:
+    """Name the people and the slot; site, line and station are the event's source."""
+    known = {"slot": by.slot, "operator": by.operator, "second": by.second, "shift": by.shift}
+    return {name: value for name, value in known.items() if value not in {"", None}}
+
+
+def _superseded(before: SupersededRow) -> dict[str, Any]:
+    """Name the identity that ended: its certificate, if it ever came, and why it ended."""
+    named = {"generation": before.generation, "spki_sha256": before.spki_sha256, "reason": before.reason}
+    if before.certificate is None:
+        return named
+    return {**named, "cert": cert_facts(x509.load_der_x509_certificate(before.certificate))}

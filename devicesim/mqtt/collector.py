@@ -181,9 +181,10 @@ class Collector:
         if kind == EventType.CURRENT:
             names = self._once_current.setdefault(event.subject, set())
             names.update(name for name in (_cert(event), event.data.get("supersedes")) if isinstance(name, str))
-        known = self._latest[kind].get(event.subject)
+        what = EventType.PROVISIONED if kind is EventType.REPROVISIONED else kind  # the station's newest word
+        known = self._latest[what].get(event.subject)
         if known is None or _age(known) <= _age(event):
-            self._latest[kind][event.subject] = event
+            self._latest[what][event.subject] = event
 
     def _was_current(self, provisioned: Event) -> bool:
         """Tell whether the server once named the announced certificate: by hash, or by serial as superseded."""

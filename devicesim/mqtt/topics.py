@@ -28,7 +28,9 @@ class EventType(StrEnum):
     """Every event this project announces. A breaking change is a new type and a new schema."""
 
     PROVISIONED = "org.estline.identity.provisioned.v1"
+    REPROVISIONED = "org.estline.identity.reprovisioned.v1"
     FAILED = "org.estline.identity.failed.v1"
+    SCRAPPED = "org.estline.identity.scrapped.v1"
     BATCH_CLOSED = "org.estline.batch.closed.v1"
     BIRTH = "org.estline.identity.birth.v1"
     CURRENT = "org.estline.identity.current.v1"
@@ -50,7 +52,9 @@ class Place:
 
 PLACES: dict[EventType, Place] = {
     EventType.PROVISIONED: Place("s", "evt/provisioned", "s"),
+    EventType.REPROVISIONED: Place("s", "evt/reprovisioned", "s"),
     EventType.FAILED: Place("s", "evt/failed", "s"),
+    EventType.SCRAPPED: Place("s", "evt/scrapped", "s"),
     EventType.BATCH_CLOSED: Place("s", "evt/batch-closed", "s"),
     EventType.BIRTH: Place("d", "evt/birth", "d"),
     EventType.CURRENT: Place("d", "identity", "ca"),

@@ -76,10 +76,10 @@ class Floor:
             config=False,
         )
 
-    def line(self, *arguments: str, config: bool = True) -> subprocess.CompletedProcess[str]:
+    def line(self, *arguments: str, config: bool = True, group: str = "line") -> subprocess.CompletedProcess[str]:
         with_config = ("--config", str(self.config)) if config else ()
         done = subprocess.run(
-            [sys.executable, "-W", "error", "-m", "devicesim", "line", *arguments, *with_config],
+            [sys.executable, "-W", "error", "-m", "devicesim", group, *arguments, *with_config],
             check=False,
             capture_output=True,
             text=True,
@@ -317,4 +317,82 @@ def test_two_runs_on_one_ledger_exclude_each_other(floor):
     assert done.returncode == 11
     status = floor.line("status", "--json")
     assert status.returncode == 0
-    assert json.loads(status.stdout) == {"batches": [], "announcements_owed": 0}
+    assert json.loads(status.stdout) == {"batches": [], "announcements_owed": 0, "revocations_owed": []}
+
+
+def test_a_unit_is_reissued_scrapped_proven_and_traced(floor, tmp_path):
+    assert floor.init("--mqtt", floor.broker_url).returncode == 0
+    people = (
+        '\n[rework]\nold_certificate = "revoke"\n[operators]\n"op-1" = ["operate", "rework"]\n"op-2" = ["approve"]\n'
+    )
+    floor.config.write_text(floor.config.read_text().replace('drain = "20s"', 'drain = "1s"') + people)
+    batch = manifest(floor.directory / "batch", "sn-w", 2, batch_id="rework")
+    assert floor.line("run", str(batch)).returncode == 2
+    assert floor.run(batch, "--operator", "op-1")[0] == 9
+    because = ("--reason", "component-replaced", "--operator", "op-1")
+    refused = floor.line("rework", "reissue", "sn-w-0001", *because)
+    assert refused.returncode == 2
+    assert "second person" in refused.stderr
+    assert floor.line("rework", "reissue", "sn-w-0001", *because, "--second", "op-2").returncode == 0
+    code, report = floor.run(batch, "--operator", "op-1")
+    assert code == 9, report
+    assert report["yield"]["passed"] == 2
+    assert floor.line("rework", "scrap", "sn-w-0002", *because, "--second", "op-2").returncode == 0
+
+    (first,) = [order for order in status(floor)["revocations_owed"] if order["device_id"] == "sn-w-0001"]
+    text = floor.line("status").stdout
+    assert f"revocation owed: certificate {first['cert_serial']} of sn-w-0001" in text
+    assert floor.line("rework", "revoked", "sn-w-0001", "--operator", "op-1").returncode == 0
+    assert [order["device_id"] for order in status(floor)["revocations_owed"]] == ["sn-w-0002"]
+
+    by_type = [event["type"].split(".")[-2] for event in floor.events()]
+    assert by_type == ["provisioned", "provisioned", "reprovisioned", "scrapped"]
+    told = floor.events()[2]["data"]
+    assert (told["operator"], told["supersedes"]["cert"]["serial"]) == ("op-1", first["cert_serial"])
+
+    story = json.loads(floor.line("trace", "sn-w-0001", "--json").stdout)
+    assert [event["what"] for event in story["events"]].count("reissue") == 1
+    assert "reissue" in floor.line("trace", "sn-w-0001").stdout
+
+    point, proof = str(tmp_path / "checkpoint.json"), str(tmp_path / "proof.json")
+    assert ledger(floor, "checkpoint", "--out", point).returncode == 0
+    assert ledger(floor, "verify", "--seen", point).returncode == 0
+    assert ledger(floor, "prove", "sn-w-0001", "--out", proof).returncode == 0
+    assert "sn-w-0001" in ledger(floor, "show", "sn-w-0001").stdout
+    checked = ledger(floor, "check", proof, "--trust", str(floor.trust), config=False)
+    assert checked.returncode == 0, checked.stderr
+    assert "op-1" in checked.stdout
+    text = Path(proof).read_text()
+    Path(proof).write_text(text.replace("component-replaced", "operator-error"))
+    assert ledger(floor, "check", proof, "--trust", str(floor.trust), config=False).returncode == 10
+    with closing(sqlite3.connect(floor.config.with_name("line.db"))) as conn:
+        conn.execute("UPDATE event SET at = '2020' WHERE seq = 4")
+        conn.commit()
+    broken = ledger(floor, "verify")
+    assert broken.returncode == 10
+    assert "event 4" in broken.stderr
+
+
+def test_another_line_refuses_what_this_one_made(floor, tmp_path, est):
+    assert floor.init().returncode == 0
+    batch = manifest(floor.directory / "batch", "sn-y", 2, batch_id="first")
+    assert floor.run(batch)[0] == 0
+    known = str(tmp_path / "known.set")
+    assert ledger(floor, "export-set", known).returncode == 0
+    assert floor.line("run", str(batch), "--known-set", known).returncode == 3  # its own
+    (tmp_path / "other").mkdir()
+    other = Floor(tmp_path / "other", est)
+    assert other.init().returncode == 0
+    done = other.line("run", str(batch), "--known-set", known)
+    assert done.returncode == 5
+    assert f"of station {floor.station}" in done.stderr
+    Path(known).write_text(Path(known).read_text().replace("a", "b", 1))
+    assert other.line("run", str(batch), "--known-set", known).returncode == 10
+
+
+def status(floor: Floor) -> dict[str, Any]:
+    return dict(json.loads(floor.line("status", "--json").stdout))
+
+
+def ledger(floor: Floor, *arguments: str, config: bool = True) -> subprocess.CompletedProcess[str]:
+    return floor.line(*arguments, config=config, group="ledger")

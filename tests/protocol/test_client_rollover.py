@@ -224,7 +224,7 @@ def test_c_c02_a_full_disk_keeps_what_there_was(device, client, stub, family, mo
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("devicesim.keystore._write_new", full)
+    monkeypatch.setattr("devicesim.durable.write_new", full)
     with pytest.raises(StorageError):
         device.refresh(client, always=True)
     assert device.identity.trust == first.trust

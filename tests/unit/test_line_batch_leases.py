@@ -14,7 +14,6 @@ from devicesim.cli import run
 from devicesim.errors import Conflict, UsageProblem
 from devicesim.line.batch import Batch, Span, load_batch
 from devicesim.line.findings import InputInvalid
-from devicesim.line.intake import rehearse
 from devicesim.line.leases import allotted, load_lease, split
 from devicesim.line.ledger import Ledger
 from devicesim.line.report import make_report
@@ -142,15 +141,15 @@ def test_a_leased_batch_is_never_run_as_a_whole(paper):
 
 def test_a_rehearsed_intake_leaves_nothing(paper, now):
     path, batch = paper.settings.ledger.path, paper.batch(3)
-    before = path.read_bytes()
-    assert rehearse(path, batch, now) is False
-    assert path.read_bytes() == before
     with Ledger(path, clock=lambda: now) as ledger:
+        before = path.read_bytes()
+        assert ledger.rehearse_batch(batch) is True
+        assert path.read_bytes() == before
         assert ledger.batches() == []
         ledger.open_batch(batch)
-    assert rehearse(path, batch, now) is True
-    with pytest.raises(Conflict, match="serial S0001"):
-        rehearse(path, replace(batch, id="b2"), now)
+        assert ledger.rehearse_batch(batch) is False
+        with pytest.raises(Conflict, match="serial S0001"):
+            ledger.rehearse_batch(replace(batch, id="b2"))
 
 
 def numbered(directory: Path) -> Path:

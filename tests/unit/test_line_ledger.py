@@ -9,8 +9,7 @@ import pytest
 
 from devicesim.errors import ConfigInvalid, Conflict, Locked, StorageError, VerificationFailed
 from devicesim.line.batch import Batch
-from devicesim.line.chain import ChainPlace
-from devicesim.line.ledger import Announcement, Ledger
+from devicesim.line.ledger import Announce, Announcement, Ledger, Told
 from devicesim.line.states import ORDER, Failure, FailureCode, State
 from devicesim.mqtt import outbox
 from tests.line_support import write_batch
@@ -33,8 +32,11 @@ def begin(ledger: Ledger, device_id: str = "sn-1") -> None:
     ledger.begin_attempt(device_id, attempt_id=f"attempt-of-{device_id}", slot=1)
 
 
-def say(sequence: int, place: ChainPlace) -> Announcement:
-    return Announcement(f"event-{sequence}", "est/1/s/s-07/evt/provisioned", place.head.encode())
+def make(told: Told) -> Announcement:
+    return Announcement(f"event-{told.sequence}", "est/1/s/s-07/evt/provisioned", told.place.head.encode())
+
+
+say = Announce(SOURCE, make)
 
 
 def owed(ledger: Ledger) -> list[tuple[str, bytes]]:
@@ -108,17 +110,17 @@ def test_pass_and_its_announcement_are_one(ledger, tmp_path):
     for state in ORDER[1:6]:
         ledger.advance("sn-1", state)
 
-    def broken(_sequence: int, _place: ChainPlace) -> Announcement:
+    def broken(_told: Told) -> Announcement:
         raise RuntimeError("no signature")
 
     head = ledger.verify_chain()
     with pytest.raises(RuntimeError):
-        ledger.record("sn-1", took_ms=1, announce=broken, source=SOURCE, birth=True)
+        ledger.record("sn-1", took_ms=1, announce=Announce(SOURCE, broken), birth=True)
     assert ledger.unit("sn-1").state is State.VERIFIED
     assert ledger.verify_chain() == head
 
     for _ in range(2):
-        row = ledger.record("sn-1", took_ms=1, announce=say, source=SOURCE, birth=True)
+        row = ledger.record("sn-1", took_ms=1, announce=say, birth=True)
         assert (row.state, row.event_id, row.birth) == (State.RECORDED, "event-1", "pending")
     assert owed(ledger) == [("event-1", ledger.verify_chain().head.encode())]
     assert ledger.attempts("b1")[0].outcome == "pass"
@@ -130,7 +132,7 @@ def test_announced_is_what_the_broker_has(ledger, tmp_path, now):
         begin(ledger, device)
         for state in ORDER[1:6]:
             ledger.advance(device, state)
-        ledger.record(device, took_ms=1, announce=say, source=SOURCE, birth=False)
+        ledger.record(device, took_ms=1, announce=say, birth=False)
     assert ledger.settle_announced() == []
     conn = ledger.connect()
     outbox.mark_done(conn, ["event-2"], now)
@@ -146,7 +148,7 @@ def test_a_failure_keeps_the_state_and_the_next_attempt_forgets_it(ledger, tmp_p
     ledger.open_batch(batch_of(tmp_path, "sn-1,A1,,,"))
     begin(ledger)
     ledger.advance("sn-1", State.KEYED)
-    failed = ledger.fail("sn-1", Failure(FailureCode.CSR, "wrong"), announce=say, source=SOURCE)
+    failed = ledger.fail("sn-1", Failure(FailureCode.CSR, "wrong"), step=State.DRAFTED, announce=say)
     assert (failed.state, failed.failure, failed.attempt_id) == (State.KEYED, Failure(FailureCode.CSR, "wrong"), None)
     row = ledger.begin_attempt("sn-1", attempt_id="second", slot=2)
     assert (row.state, row.failure, row.attempts, row.attempt_id) == (State.KEYED, None, 2, "second")

@@ -213,7 +213,8 @@ def test_the_report_file_is_private_and_whole(paper, tmp_path):
     write_report(report, path)
     assert path.stat().st_mode & 0o777 == 0o600
     read = json.loads(path.read_text())
-    assert read["yield"] == {"planned": 2, "attempted": 2, "first_pass": 2, "passed": 2, "failed": 0, "waiting": 0}
+    counts = {"planned": 2, "attempted": 2, "first_pass": 2, "passed": 2, "failed": 0, "scrapped": 0, "waiting": 0}
+    assert read["yield"] == counts
     assert read["steps_ms"]["enrolled"]["count"] == 2
     assert read["announcements_owed"] == 2
     assert exit_code(report, None) == 9

@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from devicesim.line.crew import Act
 from devicesim.line.findings import InputInvalid
 from devicesim.line.settings import BUILD_FLOOR, load_settings, template
 from devicesim.line.station import Station
@@ -89,3 +90,24 @@ def test_a_station_needs_files_that_belong_together(tmp_path, now):
     path.write_text(template(**{**MADE, **names}, mqtt=None))
     one.files.key_path.chmod(0o640)
     assert "chmod 600" in problems()
+
+
+def test_people_and_shifts_are_read_and_every_mistake_in_them_is_named(tmp_path):
+    path = tmp_path / "line.toml"
+    text = template(**MADE, mqtt=None)
+    more = 'timezone = "Europe/Berlin"\nshifts = { early = "06:00", night = "22:00" }\n[est]'
+    people = '\n[operators]\n"op-1" = ["operate", "rework"]\n[rework]\nold_certificate = "revoke"\n'
+    path.write_text(text.replace("[est]", more, 1) + people)
+    settings = load_settings(path)
+    assert settings.site.calendar().at(datetime(2027, 7, 1, 3, 59, tzinfo=UTC)) == "night"
+    assert settings.site.calendar().at(datetime(2027, 7, 1, 4, 0, tzinfo=UTC)) == "early"
+    settings.crew().admit(Act.RUN, "op-1")
+    assert settings.rework.old_certificate == "revoke"
+
+    wrong = 'timezone = "Europe/Nowhere"\nshifts = { early = "6", late = "25:00" }\n[est]'
+    people = '\n[operators]\n"OP 1" = ["king"]\n[rework]\nold_certificate = "forget"\n'
+    path.write_text(text.replace("[est]", wrong, 1) + people)
+    with pytest.raises(InputInvalid) as caught:
+        load_settings(path)
+    named = {found.column.split(".")[0] + "." + found.column.split(".")[1] for found in caught.value.findings}
+    assert named == {"site.timezone", "site.shifts", "operators.OP 1", "rework.old_certificate"}

@@ -10,19 +10,11 @@ from datetime import datetime
 
 from devicesim.errors import Conflict
 from devicesim.line.batch import Batch, Span
-from devicesim.line.records import stamp
-
-SCHEMA = """
-CREATE TABLE IF NOT EXISTS lease (
-  batch TEXT NOT NULL, first INTEGER NOT NULL, last INTEGER NOT NULL, taken_at TEXT NOT NULL,
-  PRIMARY KEY (batch, first), CHECK (1 <= first AND first <= last)
-) WITHOUT ROWID
-"""
+from devicesim.line.ledger.disk import stamp
 
 
 def spans(conn: sqlite3.Connection, batch_id: str) -> list[Span]:
     """Return the parts of a batch that are in the ledger, in their order."""
-    conn.execute(SCHEMA)
     rows = conn.execute("SELECT first, last FROM lease WHERE batch = ? ORDER BY first", (batch_id,))
     return [Span(*row) for row in rows]
 
@@ -52,7 +44,6 @@ def is_taken(conn: sqlite3.Connection, batch: Batch) -> bool:
 def take(conn: sqlite3.Connection, batch: Batch, at: datetime) -> None:
     """Write down which part of a batch comes in; a whole batch leaves no row."""
     if batch.span is not None:
-        conn.execute(SCHEMA)
         conn.execute(
             "INSERT INTO lease (batch, first, last, taken_at) VALUES (?, ?, ?, ?)",
             (batch.id, batch.span.first, batch.span.last, stamp(at)),
