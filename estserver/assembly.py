@@ -20,6 +20,7 @@ from estserver import csr, weak_keys
 from estserver.attempt import Door
 from estserver.ca import IssuingCa
 from estserver.config import CaSection, LabelSection, Settings, explain_syntax
+from estserver.crl import subject_key_id
 from estserver.enroll import Enrollment
 from estserver.errors import ConfigError
 from estserver.identity import Anchor, AnchorSet, Authenticator, CredentialVerifier
@@ -30,6 +31,8 @@ from estserver.limits import Limits
 from estserver.model import Der
 from estserver.policy import Profile, parse_profile
 from estserver.sealing import Generator
+from estserver.status.directory import Directory, status_urls
+from estserver.status.publish import Publisher
 
 PROFILES = Path("profiles")
 PEPPER = Path("private/credential.key")
@@ -199,7 +202,31 @@ def load_ca(settings: Settings, section: CaSection) -> IssuingCa:
     passphrase = None
     if section.passphrase_file is not None:
         passphrase = read_bytes(settings.path(section.passphrase_file)).rstrip(b"\r\n")
-    return IssuingCa(certificate, chain, FileSigner.load(settings.path(section.key), passphrase))
+    urls = status_urls(section.status_url, subject_key_id(certificate))
+    return IssuingCa(certificate, chain, FileSigner.load(settings.path(section.key), passphrase), urls)
+
+
+def publisher_of(settings: Settings, inventory: Inventory) -> Publisher:
+    """Make what publishes the lists of every CA of a home.
+
+    Raises:
+        ConfigError: a key or certificate is missing or wrong.
+    """
+    cas = [load_ca(settings, section) for section in settings.cas.values()]
+    return Publisher(cas, inventory.crls, lifetime=settings.status.crl_lifetime)
+
+
+def directory_of(settings: Settings, inventory: Inventory) -> Directory:
+    """Make what tells of every CA of a home; no key is opened.
+
+    Raises:
+        ConfigError: a certificate is missing or wrong.
+    """
+    chains = {
+        name: [*load_certificates(settings.path(section.certificate)), *load_certificates(settings.path(section.root))]
+        for name, section in settings.cas.items()
+    }
+    return Directory(chains, inventory.crls)
 
 
 def load_certificates(path: Path) -> list[Der]:

@@ -17,6 +17,8 @@ _COMMANDS = (
     "trust",
     "station",
     "revoke",
+    "block",
+    "crl",
     "policy",
     "inventory",
     "pending",

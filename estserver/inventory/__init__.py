@@ -32,12 +32,14 @@ from estserver.inventory import (
 )
 from estserver.inventory.audit import AuditReport
 from estserver.inventory.condition import Condition, condition_of
+from estserver.inventory.crls import Crls
 from estserver.inventory.database import Database, open_database
 from estserver.inventory.issuance import Claim, Signed
 from estserver.inventory.outbox import OutboxRow
 from estserver.inventory.pending import PendingRequests
 from estserver.inventory.queries import Status
 from estserver.inventory.revocation import REASONS, Announce
+from estserver.inventory.takeback import Takeback
 from estserver.inventory.transaction import Transaction
 from estserver.inventory.void import Leftover
 from estserver.limits import Bucket
@@ -66,7 +68,8 @@ class Inventory:
     """One server's view of the inventory; make it with `Inventory.open`, once in each process.
 
     Every method is one transaction and may raise `StorageUnavailable`; then nothing was changed, as far as is known,
-    and the same call, or the same request, finds out. What waits for an operator is at `pending`.
+    and the same call, or the same request, finds out. What waits for an operator is at `pending`, revocation lists are
+    at `crls`, and what is taken back in numbers, or blocked, at `takeback`.
     """
 
     def __init__(self, database: Database, server_id: str) -> None:
@@ -74,6 +77,8 @@ class Inventory:
         self._server_id = server_id
         self._writes = itertools.count(1)
         self.pending = PendingRequests(database.read, partial(self._write, durable=True))
+        self.crls = Crls(database.read, self._write)
+        self.takeback = Takeback(database.read, partial(self._write, durable=True))
 
     @classmethod
     def open(
@@ -204,8 +209,8 @@ class Inventory:
 
     def revoke(
         self, serial: Serial, reason: str, actor: str, now: datetime, announce: Announce = revocation.nothing
-    ) -> CertificateRecord:
-        """Revoke a certificate; `announce` makes its events. One revoked before keeps its date and reason.
+    ) -> list[CertificateRecord]:
+        """Revoke a certificate and what it superseded; `announce` makes the events of each.
 
         Raises:
             NotFound: no such certificate.
@@ -216,7 +221,7 @@ class Inventory:
     def revoke_device(
         self, device: DeviceId, reason: str, actor: str, now: datetime, announce: Announce = revocation.nothing
     ) -> list[CertificateRecord]:
-        """Revoke all that is in force for a device, and withdraw what is being issued for it.
+        """Revoke all that is in force for a device, withdraw what is being issued for it, and block it.
 
         Raises:
             NotFound: the device has no certificate.

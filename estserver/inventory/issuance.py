@@ -30,6 +30,7 @@ from estserver.errors import (
 from estserver.inventory import audit, buckets, counters, outbox, pending, uses
 from estserver.inventory.prepared import Prepared
 from estserver.inventory.queries import has_serial, key_compromised
+from estserver.inventory.revocation_tables import blocked_device
 from estserver.inventory.schema import (
     PendingState,
     ReservationState,
@@ -101,6 +102,8 @@ def reserve(tx: Transaction, claim: Claim) -> Reservation | Issued | AwaitingApp
     grant = claim.grant
     same = fingerprint(grant)
     known = _KNOWN.one(tx.connection, spki=grant.csr.spki_sha256, whose=grant.device)
+    if known.blocked is not None:
+        raise NotAuthorized(f"the device {grant.device} was revoked and may not enrol", code="device-blocked")
     if known.key_certified:
         repeated = _answered(tx, same)
         if repeated:
@@ -134,6 +137,7 @@ def reserve(tx: Transaction, claim: Claim) -> Reservation | Issued | AwaitingApp
 
 _of_key = device_key.c.spki_sha256 == bindparam("spki")
 _BLANK: Any = literal_column("' '")  # a plain str would be put in at each execution, which is not ours
+_blocked = blocked_device.c
 _profiles = (
     select(func.aggregate_strings(device_certificate.c.profile, _BLANK))
     .where(device_certificate.c.device == bindparam("whose"))
@@ -145,6 +149,10 @@ _KNOWN = Prepared(
         select(device_key.c.device).where(_of_key).scalar_subquery().label("key_device"),
         select(device_key.c.certified).where(_of_key).scalar_subquery().label("key_certified"),
         select(station.c.name).where(station.c.name == bindparam("whose")).scalar_subquery().label("station"),
+        select(blocked_device.c.at)
+        .where(blocked_device.c.device == bindparam("whose"))
+        .scalar_subquery()
+        .label("blocked"),
         _profiles,
     )
 )

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 from flask import Flask, request
 
-from estserver.assembly import Rules, enrollment_of, inventory_of
+from estserver.assembly import Rules, directory_of, enrollment_of, inventory_of
 from estserver.config import Settings
 from estserver.inventory import Inventory
 from estserver.web import errors
@@ -16,6 +16,7 @@ from estserver.web.est import est
 from estserver.web.observe import Observed, Tell, routes, tell_nobody
 from estserver.web.peer import establish_peer
 from estserver.web.proxy import proxy_of
+from estserver.web.status import status
 from estserver.web.turn import Turn
 
 __all__ = ["create_app"]
@@ -48,12 +49,14 @@ def create_app(
     app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False  # Flask would answer OPTIONS as HTML
     app.config["ESTLINE_REALM"] = settings.realm
     app.extensions["estline.enrollment"] = enrollment
+    app.extensions["estline.directory"] = directory_of(settings, store)
     app.extensions["estline.turn"] = Turn(enrollment.issue)
     app.url_map.strict_slashes = True
     app.url_map.merge_slashes = False
     proxy = proxy_of(settings.proxy)
     app.before_request(lambda: establish_peer(request.environ, proxy))
     app.register_blueprint(est)
+    app.register_blueprint(status)
     errors.install(app)
     known = routes(app, settings.labels)
     app.wsgi_app = Observed(app.wsgi_app, known, tell, random)  # type: ignore[method-assign]  # Flask's own way to wrap

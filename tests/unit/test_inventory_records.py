@@ -132,10 +132,10 @@ def _told(record: CertificateRecord) -> list[Event]:
 
 def test_a_revocation_is_written_told_and_audited_once(inventory: Inventory) -> None:
     enroll(inventory, grant_for(), 1)
-    revoked = inventory.revoke(Serial(1), "keyCompromise", "operator:a", NOW, _told)
+    (revoked,) = inventory.revoke(Serial(1), "keyCompromise", "operator:a", NOW, _told)
     assert (revoked.status, revoked.revoked_at, revoked.revocation_reason) == ("revoked", NOW, "keyCompromise")
     assert inventory.by_serial(Serial(1)) == revoked
-    assert inventory.revoke(Serial(1), "unspecified", "operator:b", NOW + DAY, _told) == revoked
+    assert inventory.revoke(Serial(1), "unspecified", "operator:b", NOW + DAY, _told) == [revoked]
     assert [row.event.id for row in inventory.outbox_pending(9)] == ["revoked-1"]
     assert [(row.actor, row.action) for row in inventory.audit_rows()][1:] == [("operator:a", "revoke")]
     assert inventory.counters()["revoked"] == 1
