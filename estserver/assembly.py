@@ -31,8 +31,8 @@ from estserver.limits import Limits
 from estserver.model import Der
 from estserver.policy import Profile, parse_profile
 from estserver.sealing import Generator
-from estserver.status.directory import Directory, status_urls
-from estserver.status.publish import Publisher
+from estserver.status.delegate import responder_name
+from estserver.status.directory import status_urls
 
 PROFILES = Path("profiles")
 PEPPER = Path("private/credential.key")
@@ -103,8 +103,10 @@ def enrollment_of(
         AnchorSet([Anchor("estline", own.chain[-1])], own.hierarchy[:-1]),
         CredentialVerifier(read_bytes(settings.path(PEPPER))),
         implicit_trust=settings.implicit_trust,
+        lists=inventory.foreign,
     )
-    site_names = frozenset({settings.mqtt.name})
+    responders = {responder_name(ca.key_id, settings.storage.server_id) for ca in cas.values()}
+    site_names = frozenset({settings.mqtt.name, *responders})
     return Enrollment(
         doors,
         authenticator,
@@ -204,29 +206,6 @@ def load_ca(settings: Settings, section: CaSection) -> IssuingCa:
         passphrase = read_bytes(settings.path(section.passphrase_file)).rstrip(b"\r\n")
     urls = status_urls(section.status_url, subject_key_id(certificate))
     return IssuingCa(certificate, chain, FileSigner.load(settings.path(section.key), passphrase), urls)
-
-
-def publisher_of(settings: Settings, inventory: Inventory) -> Publisher:
-    """Make what publishes the lists of every CA of a home.
-
-    Raises:
-        ConfigError: a key or certificate is missing or wrong.
-    """
-    cas = [load_ca(settings, section) for section in settings.cas.values()]
-    return Publisher(cas, inventory.crls, lifetime=settings.status.crl_lifetime)
-
-
-def directory_of(settings: Settings, inventory: Inventory) -> Directory:
-    """Make what tells of every CA of a home; no key is opened.
-
-    Raises:
-        ConfigError: a certificate is missing or wrong.
-    """
-    chains = {
-        name: [*load_certificates(settings.path(section.certificate)), *load_certificates(settings.path(section.root))]
-        for name, section in settings.cas.items()
-    }
-    return Directory(chains, inventory.crls)
 
 
 def load_certificates(path: Path) -> list[Der]:

@@ -104,6 +104,11 @@ class IssuingCa:
         self.key_id = crl.key_id_text(ski.digest)
 
     @property
+    def public_key(self) -> CertificatePublicKeyTypes:
+        """The key that its signatures are verified with."""
+        return self._parsed.public_key()
+
+    @property
     def not_after(self) -> datetime:
         """No leaf outlives this."""
         return self._parsed.not_valid_after_utc

@@ -181,9 +181,16 @@ class KeysSection(_Section):
 
 
 class StatusSection(_Section):
-    """`[status]`: how long a CRL holds; the next is published at half of its life, or sooner."""
+    """`[status]`: how long a CRL and an OCSP answer hold; the next CRL is published at half of its life, or sooner."""
 
     crl_lifetime: Duration = Field(default=timedelta(days=7), ge=timedelta(minutes=2), le=timedelta(days=366))
+    trust_crl_refresh: Duration = Field(
+        default=timedelta(hours=1),
+        ge=timedelta(minutes=1),
+        le=timedelta(days=30),
+        description="how often manufacturers' CRLs are fetched",
+    )
+    ocsp_lifetime: Duration = Field(default=timedelta(hours=1), ge=timedelta(minutes=2), le=timedelta(days=30))
 
 
 class MqttSection(_Section):

@@ -20,6 +20,7 @@ from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, mldsa, padding, rsa, x25519
+from cryptography.x509 import ocsp
 from cryptography.x509.oid import SignatureAlgorithmOID
 
 from estserver.asn1 import algorithm_identifier
@@ -64,6 +65,9 @@ class Signer(Protocol):
 
     def sign_request(self, builder: x509.CertificateSigningRequestBuilder) -> x509.CertificateSigningRequest:
         """Sign a request for the key itself."""
+
+    def sign_ocsp(self, builder: ocsp.OCSPResponseBuilder) -> ocsp.OCSPResponse:
+        """Sign the answer that the builder describes."""
 
     def sign_data(self, data: bytes | memoryview) -> bytes:
         """Sign octets, with the hash that belongs to the key; the signature as a certificate holds it."""
@@ -125,6 +129,10 @@ class FileSigner:
 
     def sign_request(self, builder: x509.CertificateSigningRequestBuilder) -> x509.CertificateSigningRequest:
         """Sign a request for the key itself."""
+        return builder.sign(self._key, self._hash)
+
+    def sign_ocsp(self, builder: ocsp.OCSPResponseBuilder) -> ocsp.OCSPResponse:
+        """Sign the answer that the builder describes."""
         return builder.sign(self._key, self._hash)
 
     def sign_data(self, data: bytes | memoryview) -> bytes:

@@ -13,6 +13,7 @@ from estserver.errors import EstError
 _COMMANDS = (
     "init",
     "serve",
+    "responder",
     "credential",
     "trust",
     "station",

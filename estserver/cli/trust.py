@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from estserver.cli.arguments import DEVICE_PATTERN, NAME
 from estserver.cli.common import actor, emit, home_option, json_option, now, open_inventory, read_file
+from estserver.cli.trust_crl import trust_crl
 from estserver.errors import ConfigError
 from estserver.model import Der
 from estserver.records import AnchorRecord
@@ -76,6 +77,9 @@ def remove(name: str, home: Path) -> None:
     """
     with open_inventory(home) as inventory:
         inventory.anchor_remove(name, actor(), now())
+
+
+trust.add_command(trust_crl)
 
 
 def _ca_certificate(file: Path, at: datetime) -> Der:

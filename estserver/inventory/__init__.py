@@ -34,6 +34,7 @@ from estserver.inventory.audit import AuditReport
 from estserver.inventory.condition import Condition, condition_of
 from estserver.inventory.crls import Crls
 from estserver.inventory.database import Database, open_database
+from estserver.inventory.foreign import ForeignLists
 from estserver.inventory.issuance import Claim, Signed
 from estserver.inventory.outbox import OutboxRow
 from estserver.inventory.pending import PendingRequests
@@ -69,7 +70,7 @@ class Inventory:
 
     Every method is one transaction and may raise `StorageUnavailable`; then nothing was changed, as far as is known,
     and the same call, or the same request, finds out. What waits for an operator is at `pending`, revocation lists are
-    at `crls`, and what is taken back in numbers, or blocked, at `takeback`.
+    at `crls`, manufacturers' at `foreign`, and what is taken back in numbers, or blocked, at `takeback`.
     """
 
     def __init__(self, database: Database, server_id: str) -> None:
@@ -78,6 +79,7 @@ class Inventory:
         self._writes = itertools.count(1)
         self.pending = PendingRequests(database.read, partial(self._write, durable=True))
         self.crls = Crls(database.read, self._write)
+        self.foreign = ForeignLists(database.read, partial(self._write, durable=True))
         self.takeback = Takeback(database.read, partial(self._write, durable=True))
 
     @classmethod

@@ -54,3 +54,26 @@ blocked_device = Table(
     Column("actor", Text, nullable=False),
 )
 """Devices that get no certificate whoever vouches for them, until an operator lifts that."""
+
+anchor_crl = Table(
+    "anchor_crl",
+    metadata,
+    Column("anchor", String(64), primary_key=True),
+    Column("source", Text, nullable=False),
+    Column("missing", String(8), nullable=False),
+    Column("this_update", Instant),
+    Column("next_update", Instant),
+    Column("entries", BigInteger),
+    Column("tried_at", Instant),
+    Column("problem", Text),
+)
+"""Where the list of a manufacturer's CA comes from, what counts without one, and the list there is."""
+
+anchor_revoked = Table(
+    "anchor_revoked",
+    metadata,
+    Column("anchor", String(64), primary_key=True),
+    Column("serial", Text, primary_key=True),
+    sqlite_with_rowid=False,
+)
+"""Who is on these lists, in hexadecimal: a foreign serial has any length."""

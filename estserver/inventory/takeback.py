@@ -12,15 +12,16 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, bindparam, select
 
 from estserver.crl import issuer_key_id
 from estserver.inventory import blocks, queries, revocation
 from estserver.inventory.blocks import BlockedDevice
+from estserver.inventory.prepared import Prepared
 from estserver.inventory.revocation import Announce
 from estserver.inventory.schema import certificate
 from estserver.inventory.transaction import Transaction
-from estserver.model import CertificateRecord, DeviceId, Serial, SpkiHash
+from estserver.model import CertificateRecord, Der, DeviceId, Serial, SpkiHash
 
 PAGE = 500
 
@@ -40,6 +41,22 @@ class Choice:
     issuer: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class CertificateStatus:
+    """What became of a certificate; `issuer` is the key identifier of who signed it."""
+
+    issuer: str
+    revoked_at: datetime | None
+    reason: str | None
+
+
+_STATUS = Prepared(
+    select(certificate.c.certificate_der, certificate.c.revoked_at, certificate.c.revocation_reason).where(
+        queries.has_serial(bindparam("which"))
+    )
+)
+
+
 class Takeback:
     """Revocation in numbers, and blocks.
 
@@ -54,6 +71,14 @@ class Takeback:
     ) -> None:
         self._read = read
         self._write = write
+
+    def status(self, serial: Serial) -> CertificateStatus | None:
+        """Find out what became of a certificate; None when none with this serial was ever recorded."""
+        with self._read() as connection:
+            row = _STATUS.one(connection, which=serial)
+        if row is None:
+            return None
+        return CertificateStatus(issuer_key_id(Der(row.certificate_der)), row.revoked_at, row.revocation_reason)
 
     def chosen(self, choice: Choice, now: datetime) -> Iterator[list[CertificateRecord]]:
         """Find what is meant, a page at a time."""

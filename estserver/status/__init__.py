@@ -1,4 +1,4 @@
-"""What became of certificates, told to whoever relies on them: lists that are published by themselves (RFC 5280 §5).
+"""What became of certificates, told to whoever relies on them: lists that publish themselves, and OCSP answers.
 
 Rules:
 - What is told is read from the inventory; nothing is decided here.
@@ -10,5 +10,6 @@ from __future__ import annotations
 from estserver.status.directory import Directory
 from estserver.status.keeper import Keeper, start
 from estserver.status.publish import Publisher
+from estserver.status.responder import Reply, Responder
 
-__all__ = ["Directory", "Keeper", "Publisher", "start"]
+__all__ = ["Directory", "Keeper", "Publisher", "Reply", "Responder", "start"]

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime, timedelta
 from typing import BinaryIO
 
@@ -31,24 +31,33 @@ class Publisher:
     Args:
         cas: whose keys are at hand.
         lifetime: from thisUpdate to nextUpdate.
+        seconds: a clock that is not set, for how long a build takes.
     """
 
-    def __init__(self, cas: Iterable[IssuingCa], crls: Crls, *, lifetime: timedelta) -> None:
+    def __init__(
+        self,
+        cas: Iterable[IssuingCa],
+        crls: Crls,
+        *,
+        lifetime: timedelta,
+        seconds: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._cas = tuple({ca.key_id: ca for ca in cas}.values())
         self._crls = crls
         self._lifetime = lifetime
+        self._seconds = seconds
         self._rests_until = dict[str, float]()
 
-    def publish_due(self, now: datetime) -> list[CrlRecord]:
-        """Publish what has to be published at this moment; return what was."""
-        found = []
+    def publish_due(self, now: datetime) -> Iterator[str]:
+        """Publish what has to be published at this moment; tell what was."""
         for ca in self._cas:
             standing = self._crls.standing(ca.key_id)
             regular = self._is_time(standing, now)
-            rested = time.monotonic() >= self._rests_until.get(ca.key_id, 0.0)
+            rested = self._seconds() >= self._rests_until.get(ca.key_id, 0.0)
             if regular or (standing.news and rested):
-                found.append(self._publish(ca, now, regular=regular))
-        return [record for record in found if record is not None]
+                record = self._publish(ca, now, regular=regular)
+                if record is not None:
+                    yield f"CRL {record.number} of {ca.name} is published: {record.entries} entries"
 
     def publish(self, ca: IssuingCa, now: datetime) -> CrlRecord | None:
         """Publish the list of one CA, due or not; None when another server is at it, or was quicker."""
@@ -61,7 +70,7 @@ class Publisher:
         build = self._crls.begin(ca.key_id, now, regular=regular)
         if build is None:
             return None
-        begun, ends = time.monotonic(), now + self._lifetime
+        begun, ends = self._seconds(), now + self._lifetime
         with tempfile.TemporaryFile() as spool:
             start, entries = ca.write_crl(
                 spool, self._crls.entries(build), number=build.number, this_update=now, next_update=ends
@@ -69,7 +78,7 @@ class Publisher:
             size_bytes = spool.seek(0, 2) - start
             self._crls.put(build, _parts(spool, start), now)
         record = CrlRecord(ca.key_id, build.number, now, ends, entries, size_bytes)
-        done = time.monotonic()
+        done = self._seconds()
         self._rests_until[ca.key_id] = done + REST_FACTOR * (done - begun)
         return record if self._crls.publish(build, record, now) else None
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TypeVar
 
 import pytest
 from cryptography import x509
@@ -19,17 +17,11 @@ from pkilint.pkix import extension as lint_extension
 from pkilint.pkix import name as lint_name
 from pkilint.validation import ValidationFindingSeverity
 
-from estserver.assembly import load_ca
-from estserver.ca import IssuingCa
-from estserver.keys import FileSigner
 from estserver.model import DeviceId
-from estserver.status import Publisher
 from tests import csr_maker
 from tests.conftest import require_program
 from tests.est_server import DAY, EST, Est, Home, RunningServer, found_home, fresh_id, today
-
-T = TypeVar("T")
-BASE = "http://status.acme.example/pki"
+from tests.status_support import BASE, eventually, status_home
 
 CRL_LINTER = lint_crl.create_pkix_crl_validator_container(
     lint_certificate.create_decoding_validators(lint_name.ATTRIBUTE_TYPE_MAPPINGS, lint_extension.EXTENSION_MAPPINGS),
@@ -43,22 +35,7 @@ CRL_LINTER = lint_crl.create_pkix_crl_validator_container(
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
-    home = found_home(tmp_path_factory.mktemp("revocation") / "home")
-    file = home.path / "estserver.toml"
-    text = file.read_text("utf-8")
-    key = 'key = "private/issuing.key"\n'
-    assert key in text
-    file.write_text(text.replace(key, f'{key}status_url = "{BASE}"\n'), "utf-8")
-    publish_root(home)
-    return home
-
-
-def publish_root(home: Home) -> None:
-    """As `estserver crl publish --root-key` does."""
-    ca = load_ca(home.settings, home.settings.cas["acme"])
-    root = IssuingCa(ca.chain[-1], [], FileSigner.load(home.path / "private" / "root.key"))
-    with home.inventory() as inventory:
-        assert Publisher([root], inventory.crls, lifetime=365 * DAY).publish(root, today()) is not None
+    return status_home(tmp_path_factory.mktemp("revocation") / "home")
 
 
 @pytest.fixture(scope="module")
@@ -70,16 +47,6 @@ def server(home: Home) -> Iterator[RunningServer]:
 @pytest.fixture(scope="module")
 def est(server: RunningServer) -> Est:
     return Est(server)
-
-
-def eventually(look: Callable[[], T | None]) -> T:
-    """Ask again until something is there; the test ends by its own limit if it never is."""
-    for _ in range(600):
-        found = look()
-        if found is not None:
-            return found
-        time.sleep(0.05)
-    raise AssertionError("it never came")
 
 
 def crl_path(certificate: x509.Certificate) -> str:

@@ -109,7 +109,7 @@ def test_what_is_told_knows_only_the_front_and_the_errors() -> None:
 
 CORE = (
     *("model", "records", "errors", "asn1", "csr", "binding", "events", "ca", "keys", "policy", "identity", "config"),
-    *("enveloped", "sealing", "keygen", "crl"),
+    *("enveloped", "sealing", "keygen", "crl", "ocsp"),
 )
 ABOVE_THE_CORE = ("enroll", "assembly", "home", "web", "announce", "serving", "observe", "cli", "inventory")
 

@@ -1,4 +1,4 @@
-"""Revocation: what lists say of a certificate, the lists themselves, and the devices that may not enrol again."""
+"""Revocation: what lists say of a certificate, the lists themselves, blocked devices, and manufacturers' lists."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -54,6 +54,25 @@ def upgrade() -> None:
         sa.Column("reason", sa.String(32), nullable=False),
         sa.Column("actor", sa.Text(), nullable=False),
         sa.PrimaryKeyConstraint("device"),
+    )
+    op.create_table(
+        "anchor_crl",
+        sa.Column("anchor", sa.String(64), nullable=False),
+        sa.Column("source", sa.Text(), nullable=False),
+        sa.Column("missing", sa.String(8), nullable=False),
+        sa.Column("this_update", sa.BigInteger()),
+        sa.Column("next_update", sa.BigInteger()),
+        sa.Column("entries", sa.BigInteger()),
+        sa.Column("tried_at", sa.BigInteger()),
+        sa.Column("problem", sa.Text()),
+        sa.PrimaryKeyConstraint("anchor"),
+    )
+    op.create_table(
+        "anchor_revoked",
+        sa.Column("anchor", sa.String(64), nullable=False),
+        sa.Column("serial", sa.Text(), nullable=False),
+        sa.PrimaryKeyConstraint("anchor", "serial"),
+        sqlite_with_rowid=False,
     )
     _take_over(op.get_bind(), revocation)
 
