@@ -23,7 +23,9 @@ def script_of(page: Path, port: int) -> str:
         for language, text in BLOCK.findall(page.read_text("utf-8"))
     ]
     script = "set -euo pipefail\ntrap 'kill $(jobs -p)' EXIT\nset -x\n" + "\n".join(blocks)
-    return script.replace("8443", str(port)).replace("9464", str(free_port()))
+    for wanted, found in (("8443", port), ("9464", free_port()), ("8080", free_port())):
+        script = script.replace(wanted, str(found))
+    return script
 
 
 def free_port() -> int:
