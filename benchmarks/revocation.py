@@ -43,6 +43,10 @@ def now() -> datetime:
 
 def make_home(directory: Path) -> Settings:
     found(Plan(directory, "Acme", ("localhost",), "P-256"), now=now(), random=os.urandom)
+    file, key = directory / "estserver.toml", 'key = "private/issuing.key"\n'
+    text = file.read_text("utf-8")
+    assert key in text
+    file.write_text(text.replace(key, f'{key}status_url = "http://status.acme.example"\n'), "utf-8")
     return load_settings(directory)
 
 

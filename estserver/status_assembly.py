@@ -2,6 +2,7 @@
 
 Rules:
 - To tell, no CA's key is opened; to keep up to date what is told, every CA's is.
+- OCSP is answered for the CAs whose certificates say so (`status_url`); for the others nobody makes a key.
 """
 
 from __future__ import annotations
@@ -36,12 +37,13 @@ def directory_of(settings: Settings, inventory: Inventory) -> Directory:
 
 
 def responder_of(settings: Settings, inventory: Inventory) -> Responder:
-    """Make what answers OCSP requests about every CA's certificates.
+    """Make what answers OCSP requests about the certificates that say so.
 
     Raises:
         ConfigError: a certificate is missing or wrong.
     """
-    certificates = [load_certificates(settings.path(section.certificate))[0] for section in settings.cas.values()]
+    asked = [section for section in settings.cas.values() if section.status_url]
+    certificates = [load_certificates(settings.path(section.certificate))[0] for section in asked]
     files = {der: DelegateFile(delegate_path(settings.home, subject_key_id(der))) for der in certificates}
     return Responder(files, inventory.takeback, lifetime=settings.status.ocsp_lifetime)
 
@@ -54,16 +56,17 @@ def keepers_of(
     Raises:
         ConfigError: a key or certificate is missing or wrong.
     """
-    cas = {ca.key_id: ca for ca in (load_ca(settings, section) for section in settings.cas.values())}
-    files = {key_id: DelegateFile(delegate_path(settings.home, key_id)) for key_id in cas}
+    cas = [(load_ca(settings, section), section.status_url) for section in settings.cas.values()]
+    asked = {ca.key_id: ca for ca, url in cas if url}
+    files = {key_id: DelegateFile(delegate_path(settings.home, key_id)) for key_id in asked}
     renew = partial(renew_due, inventory=inventory, server_id=settings.storage.server_id, random=random)
 
     def renew_responders(now: datetime) -> Iterator[str]:
-        for key_id, ca in cas.items():
+        for key_id, ca in asked.items():
             if renew(ca, files[key_id], now=now):
                 yield f"the OCSP responder of {ca.name} has a new key"
 
-    publisher = Publisher(cas.values(), inventory.crls, lifetime=settings.status.crl_lifetime)
+    publisher = Publisher([ca for ca, _ in cas], inventory.crls, lifetime=settings.status.crl_lifetime)
     every = settings.status.trust_crl_refresh
     fetch = partial(refresh_due, inventory.foreign, inventory.anchors, every=every)
     return (

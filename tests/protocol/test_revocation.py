@@ -59,9 +59,9 @@ def crl_path(certificate: x509.Certificate) -> str:
     return uri.value.removeprefix(BASE)
 
 
-def listed(est: Est, certificate: x509.Certificate) -> x509.CertificateRevocationList | None:
+def listed(est: Est, certificate: x509.Certificate, path: str | None = None) -> x509.CertificateRevocationList | None:
     """The list a certificate points at, once it has that certificate on it."""
-    answer = est.get(crl_path(certificate))
+    answer = est.get(path or crl_path(certificate))
     if answer.status != 200:
         return None
     crl = x509.load_der_x509_crl(answer.body)
@@ -232,3 +232,18 @@ def test_a_superseded_sibling_of_what_was_revoked_renews_nothing(est: Est) -> No
     assert "revoked" in answer.text
     crl = eventually(lambda: listed(est, first.certificate))
     assert crl.get_revoked_certificate_by_serial_number(second.serial_number) is not None
+
+
+def test_what_a_killed_server_owed_is_published_by_the_next(tmp_path: Path) -> None:
+    """It had written the revocation down, taken a number and written half of a list."""
+    home = status_home(tmp_path / "home")
+    with home.inventory() as inventory:
+        (record,) = [one for one in inventory.list_certificates() if one.profile == "server"]
+        certificate = x509.load_der_x509_certificate(record.certificate)
+        inventory.revoke(record.serial, "superseded", "operator:test", today())
+        build = inventory.crls.begin(key_id(home.issuing), today(), regular=True)
+        assert build is not None
+        inventory.crls.put(build, [b"half of a list"], today())
+    with RunningServer(home) as server:
+        crl = eventually(lambda: listed(Est(server), certificate, "/crl/acme.crl"))
+    assert crl.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number > build.number

@@ -22,8 +22,8 @@ from estserver.inventory.crls import Build, CrlRecord, Crls
 from estserver.model import Serial
 from estserver.status import Keeper, Publisher
 from estserver.status.delegate import LIFETIME, DelegateFile, delegate_path, renew_due
-from estserver.status_assembly import directory_of, responder_of
-from tests.est_server import DAY, Home, today
+from estserver.status_assembly import directory_of, keepers_of, responder_of
+from tests.est_server import DAY, Home, found_home, today
 from tests.status_support import ca_of, status_home
 
 NOW = today()
@@ -201,6 +201,19 @@ def test_nobody_answers_without_a_responder_in_time(home: Home, inventory: Inven
     assert status(NOW + LIFETIME + DAY) is ocsp.OCSPResponseStatus.TRY_LATER
     assert renew(home, inventory, NOW + LIFETIME + DAY)
     assert status(NOW + LIFETIME + DAY) is ocsp.OCSPResponseStatus.SUCCESSFUL
+
+
+def test_v_03_nobody_signs_for_a_ca_that_does_not_say_so(tmp_path: Path) -> None:
+    home = found_home(tmp_path / "plain")
+    with home.inventory() as inventory:
+        for keeper in keepers_of(home.settings, inventory, clock=lambda: NOW, random=os.urandom):
+            assert keeper.step()
+        assert [record.profile for record in inventory.list_certificates()] == ["server"]
+        assert inventory.crls.published(ca_of(home).key_id) is not None
+        certificate = x509.load_pem_x509_certificates((home.path / "tls.pem").read_bytes())[0]
+        builder = ocsp.OCSPRequestBuilder().add_certificate(certificate, home.issuing, hashes.SHA256())
+        reply = responder_of(home.settings, inventory).respond(builder.build().public_bytes(Encoding.DER), NOW)
+    assert ocsp.load_der_ocsp_response(reply.octets).response_status is ocsp.OCSPResponseStatus.UNAUTHORIZED
 
 
 def test_an_answer_is_signed_anew_at_half_of_its_life(home: Home, inventory: Inventory) -> None:
