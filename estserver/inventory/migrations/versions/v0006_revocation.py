@@ -5,7 +5,7 @@ from alembic import op
 
 from estserver.crl import issuer_key_id
 
-revision = "0005"
+revision = "0006"
 down_revision = "0003"
 
 ID = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
