@@ -38,6 +38,7 @@ from estserver.errors import (
     RateLimited,
     UnknownLabel,
 )
+from estserver.fetches import Fetches
 from estserver.identity import Authenticator
 from estserver.inventory import Claim, Inventory, Signed
 from estserver.limits import DEFAULT_LIMITS, Bucket, Limits, Throttle
@@ -50,6 +51,7 @@ from estserver.model import (
     IdentityKind,
     Issued,
     Operation,
+    Peer,
     Refusal,
     Reservation,
 )
@@ -96,6 +98,7 @@ class Enrollment:
         self._limits = limits
         self._bounds = bounds
         self._throttle = Throttle(inventory.refuse)
+        self._fetches = Fetches(authenticator, inventory)
 
     def check_clock(self) -> None:
         """Refuse to work by a clock that is outside the life of a CA.
@@ -128,6 +131,11 @@ class Enrollment:
             UnknownLabel: no such label.
         """
         return self._door(label).ca.hierarchy
+
+    def note_fetch(self, label: str, peer: Peer) -> None:
+        """Note who was given a CA's certificates, as far as that is certain; a rollover waits for it."""
+        door = self._door(label)
+        self._fetches.note(peer, door.ca_name, door.ca.hierarchy_sha256, self._clock())
 
     def csr_attributes(self, label: str) -> Der:
         """Return what a CSR for a label should look like, for `/csrattrs` (RFC 7030 §4.5.2).
@@ -294,7 +302,7 @@ class Enrollment:
             self._inventory.void(reservation, "signing failed", self._clock())
             return error if isinstance(error, InternalError) else InternalError("the certificate could not be signed")
         told = events.issued(reservation, certificate, ca=door.ca_name, issuer=door.ca.name, random=self._random)
-        return Signed(reservation, certificate, tuple(told))
+        return Signed(reservation, certificate, tuple(told), door.ca.key_id)
 
     def _refuse(self, attempt: Attempt, error: EstError, now: datetime) -> EstError:
         """Tell of a request that ends in an error; return the error it is answered with."""

@@ -17,6 +17,7 @@ _COMMANDS = (
     "trust",
     "station",
     "revoke",
+    "rollover",
     "policy",
     "inventory",
     "pending",

@@ -38,6 +38,7 @@ from estserver.inventory.outbox import OutboxRow
 from estserver.inventory.pending import PendingRequests
 from estserver.inventory.queries import Status
 from estserver.inventory.revocation import REASONS, Announce
+from estserver.inventory.rollovers import Rollovers
 from estserver.inventory.transaction import Transaction
 from estserver.inventory.void import Leftover
 from estserver.limits import Bucket
@@ -66,7 +67,8 @@ class Inventory:
     """One server's view of the inventory; make it with `Inventory.open`, once in each process.
 
     Every method is one transaction and may raise `StorageUnavailable`; then nothing was changed, as far as is known,
-    and the same call, or the same request, finds out. What waits for an operator is at `pending`.
+    and the same call, or the same request, finds out. What waits for an operator is at `pending`,
+    what became of the CAs at `rollovers`.
     """
 
     def __init__(self, database: Database, server_id: str) -> None:
@@ -74,6 +76,7 @@ class Inventory:
         self._server_id = server_id
         self._writes = itertools.count(1)
         self.pending = PendingRequests(database.read, partial(self._write, durable=True))
+        self.rollovers = Rollovers(database.read, self._write)
 
     @classmethod
     def open(
@@ -141,7 +144,9 @@ class Inventory:
             self._prune_now_and_then(tx)
             return [tx.apart(partial(issuance.reserve, tx, claim)) for claim in claims]
 
-    def record(self, reservation: Reservation, certificate: Der, events: Sequence[Event], now: datetime) -> Issued:
+    def record(
+        self, reservation: Reservation, certificate: Der, events: Sequence[Event], now: datetime, *, issuer: str = ""
+    ) -> Issued:
         """Write a signed certificate down, durably, with its CSR, audit row and announcements.
 
         Returns:
@@ -154,7 +159,7 @@ class Inventory:
             StorageUnavailable: also when the reservation was withdrawn meanwhile.
             InternalError: the reservation was used before, or never made.
         """
-        (result,) = self.record_all([Signed(reservation, certificate, tuple(events))], now)
+        (result,) = self.record_all([Signed(reservation, certificate, tuple(events), issuer)], now)
         if isinstance(result, EstError):
             raise result
         return result

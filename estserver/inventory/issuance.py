@@ -63,11 +63,12 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Signed:
-    """One certificate that may leave once it is recorded, and what is to be told of it."""
+    """One certificate that may leave once it is recorded, what is told of it, and the id of the key that signs."""
 
     reservation: Reservation
     certificate: Der
     events: tuple[Event, ...] = ()
+    issuer: str = ""
 
 
 def fingerprint(grant: Grant) -> str:
@@ -255,7 +256,7 @@ def record(tx: Transaction, signed: Signed) -> Issued | KeyReused | NotAuthorize
         mark_void(tx, reserved.serial, grant.device, str(problem))
         return problem
     digest = hashlib.sha256(der).hexdigest()
-    _write_certificate(tx, row.id, reserved, der, digest)
+    _write_certificate(tx, row.id, signed, digest)
     _CLOSE.run(tx.connection, reserved=row.id)
     _CERTIFY.run(tx.connection, spki=grant.csr.spki_sha256)
     _make_current(tx.connection, row, reserved)
@@ -299,12 +300,13 @@ _INSERT = Prepared(
     (
         *("id", "serial", "sha256", "device", "profile", "label", "operation", "requester", "spki_sha256", "key_name"),
         *("subject", "san", "not_before", "not_after", "renew_after", "issued_at", "predecessor"),
-        *("certificate_der", "csr_der"),
+        *("certificate_der", "csr_der", "issuer"),
     ),
 )
 
 
-def _write_certificate(tx: Transaction, row_id: int, reserved: Reservation, der: Der, digest: str) -> None:
+def _write_certificate(tx: Transaction, row_id: int, signed: Signed, digest: str) -> None:
+    reserved = signed.reservation
     grant = reserved.grant
     _INSERT.run(
         tx.connection,
@@ -325,8 +327,9 @@ def _write_certificate(tx: Transaction, row_id: int, reserved: Reservation, der:
         renew_after=grant.renew_after,
         issued_at=tx.now,
         predecessor=grant.predecessor,
-        certificate_der=der,
+        certificate_der=signed.certificate,
         csr_der=grant.csr.der,
+        issuer=signed.issuer,
     )
 
 

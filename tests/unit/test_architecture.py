@@ -109,9 +109,21 @@ def test_what_is_told_knows_only_the_front_and_the_errors() -> None:
 
 CORE = (
     *("model", "records", "errors", "asn1", "csr", "binding", "events", "ca", "keys", "policy", "identity", "config"),
-    *("enveloped", "sealing", "keygen"),
+    *("enveloped", "sealing", "keygen", "rollover"),
 )
-ABOVE_THE_CORE = ("enroll", "assembly", "home", "web", "announce", "serving", "observe", "cli", "inventory")
+ABOVE_THE_CORE = (
+    "enroll",
+    "assembly",
+    "home",
+    "web",
+    "announce",
+    "serving",
+    "observe",
+    "cli",
+    "inventory",
+    "fetches",
+    "key_update",
+)
 
 
 @pytest.mark.parametrize("room", CORE)

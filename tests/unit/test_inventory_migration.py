@@ -7,16 +7,20 @@ from pathlib import Path
 import pytest
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import URL, create_engine, inspect
+from cryptography.hazmat.primitives.serialization import Encoding
+from sqlalchemy import URL, create_engine, insert, inspect
 
 import estserver.inventory
+from estserver.ca import key_id
 from estserver.errors import AwaitingApproval, ConfigError, RateLimited
-from estserver.inventory import Inventory
+from estserver.inventory import Inventory, issuance
 from estserver.inventory.database import Database
-from estserver.inventory.schema import SCHEMA_VERSIONS
+from estserver.inventory.prepared import Prepared
+from estserver.inventory.schema import SCHEMA_VERSIONS, certificate
 from estserver.limits import Bucket, Limits
-from estserver.model import Refusal, Serial
+from estserver.model import Der, Refusal, Reservation, Serial
 from estserver.records import StationRecord
+from tests.est_server import found_home
 from tests.inventory_support import NOW, credential_record, enroll, event, grant_for, new_inventory, reserve
 
 EARLIER = SCHEMA_VERSIONS[:-1]
@@ -68,6 +72,30 @@ def shape(path: Path) -> dict[str, object]:
     return dict(tables)
 
 
+@pytest.fixture
+def _as_before_0006(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Earlier programs did not write down which key signed."""
+    columns = [column.name for column in certificate.c if column.name not in {"issuer", "superseded_by"}]
+    columns = [name for name in columns if not name.startswith("revo")]
+    monkeypatch.setattr(issuance, "_INSERT", Prepared(insert(certificate), columns))
+
+
+@pytest.mark.usefixtures("_as_before_0006")
+@pytest.mark.parametrize("version", EARLIER)
+def test_which_key_signed_is_read_from_the_certificates(tmp_path: Path, version: str) -> None:
+    home, path = found_home(tmp_path / "home", now=NOW), tmp_path / "old.db"
+    with home.inventory() as founded:
+        (leaf,) = [record.certificate for record in founded.list_certificates()]
+    with database_of(version, path) as old:
+        reservation = reserve(old, grant_for("sn-1"), 1)
+        assert isinstance(reservation, Reservation)
+        old.record(reservation, leaf, [], NOW)
+    with Inventory.open(path) as inventory:
+        issuing = Der(home.issuing.public_bytes(Encoding.DER))
+        assert list(inventory.rollovers.issuers_in_use(NOW)) == [key_id(issuing)]
+
+
+@pytest.mark.usefixtures("_as_before_0006")
 @pytest.mark.parametrize("version", EARLIER)
 def test_everything_in_an_earlier_database_is_there_after(tmp_path: Path, version: str) -> None:
     path = tmp_path / "old.db"
