@@ -75,13 +75,13 @@ def show(
       devicesim line report 2026w48-a --config station/line.toml
       devicesim line report --all --since 2026-11-24 --html yield.html --config station/line.toml
     """
-    if bool(batch_ids) == everything and not (everything is False and (since or until)):
+    if not (batch_ids or everything or since or until) or (batch_ids and everything):
         raise UsageProblem("name batches, or a span with --since and --until, or --all")
     if as_csv and as_json:
         raise UsageProblem("--csv and --json are two forms of one output", advice="choose one")
     with opened(config) as (settings, ledger):
         shifts = settings.site.calendar()
-        span = _moment("--since", since, shifts.zone), _moment("--until", until, shifts.zone)
+        span = moment("--since", since, shifts.zone), moment("--until", until, shifts.zone)
         if span[0] and span[1] and span[0] >= span[1]:
             raise UsageProblem("--since is not before --until")
         if page or sealed:
@@ -123,7 +123,7 @@ def verify(file: Path, trust: Path, as_json: bool) -> None:
     click.echo(f"at {stamp(found.at)}, of the ledger at {ledger['seq']}:{ledger['head']}")
 
 
-def _moment(option: str, text: str | None, zone: tzinfo) -> datetime | None:
+def moment(option: str, text: str | None, zone: tzinfo) -> datetime | None:
     """Read a time of the site's clock, or with its offset."""
     if text is None:
         return None

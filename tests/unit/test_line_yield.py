@@ -11,6 +11,8 @@ from io import StringIO
 
 import pytest
 
+from devicesim.cli import run
+from devicesim.cli.line_report import moment
 from devicesim.errors import UsageProblem, VerificationFailed
 from devicesim.line.ledger import Why
 from devicesim.line.reasons import Reason
@@ -285,3 +287,30 @@ def test_the_json_is_json_and_names_the_ledgers_head(hand):
     assert report.head == hand.ledger.verify_chain()
     assert [part["value"] for part in told["by"]["operator"]] == ["op-1", "op-2"]
     assert told["timezone"] == "Europe/Berlin"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (("--config", "none.toml"), "name batches"),
+        (("b1", "--all"), "name batches"),
+        (("b1", "--csv", "--json"), "two forms"),
+        (("b1", "--config", "none.toml"), "cannot be read"),
+    ],
+)
+def test_a_report_of_nothing_or_of_two_things_is_not_made(capsys, arguments, text):
+    assert run(["line", "report", *arguments]) in {2, 3}
+    assert text in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["yesterday", "2026-13-01", "0001-01-01T00:00+14:00"])
+def test_what_is_no_time_is_said_to_be_none(text):
+    with pytest.raises(UsageProblem, match="--since"):
+        moment("--since", text, SHIFTS.zone)
+
+
+def test_a_time_is_of_the_sites_clock_unless_it_says_otherwise():
+    assert moment("--since", "2026-11-24T06:00", SHIFTS.zone) == datetime(2026, 11, 24, 5, tzinfo=UTC)
+    assert moment("--since", "2026-11-24", SHIFTS.zone) == datetime(2026, 11, 23, 23, tzinfo=UTC)
+    assert moment("--since", "2026-11-24T06:00Z", SHIFTS.zone) == datetime(2026, 11, 24, 6, tzinfo=UTC)
+    assert moment("--since", None, SHIFTS.zone) is None
