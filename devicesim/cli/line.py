@@ -21,6 +21,7 @@ from devicesim.cli.line_batch import check, lease, rehearsed, schema
 from devicesim.cli.line_export import export_command, manifest_group
 from devicesim.cli.line_files import BATCH, CONFIG, FILE, LEASE, every_finding, load_both
 from devicesim.cli.line_people import OPERATOR, opened
+from devicesim.cli.line_report import report
 from devicesim.cli.line_rework import order_dict, order_text, rework, trace
 from devicesim.cli.options import echo_json, json_option
 from devicesim.errors import Conflict, StorageError, UsageProblem
@@ -30,8 +31,8 @@ from devicesim.line.crew import Act
 from devicesim.line.findings import InputInvalid
 from devicesim.line.leases import allotted
 from devicesim.line.ledger import Ledger
-from devicesim.line.report import exit_code, make_report, write_report
 from devicesim.line.settings import Settings, load_settings, template
+from devicesim.line.standing import exit_code, make_report, write_report
 from devicesim.line.states import Failure
 from devicesim.line.station import Station
 from devicesim.line.steps import World
@@ -50,7 +51,7 @@ def line() -> None:
     """
 
 
-for command in (check, export_command, lease, manifest_group, rework, schema, trace):
+for command in (check, export_command, lease, manifest_group, report, rework, schema, trace):
     line.add_command(command)
 
 
@@ -176,13 +177,13 @@ def _progress() -> BarProgress | PlainProgress:
 def _finish(
     ledger: Ledger, settings: Settings, batch: Batch, stopped_by: Failure | None, caught: list[int], *, as_json: bool
 ) -> int:
-    report, path = make_report(ledger, batch.id, now=now()), report_path(settings, batch.id)
-    write_report(report, path)
-    code = 128 + caught[0] if caught else exit_code(report, stopped_by)
+    made, path = make_report(ledger, batch.id, now=now()), report_path(settings, batch.id)
+    write_report(made, path)
+    code = 128 + caught[0] if caught else exit_code(made, stopped_by)
     if as_json:
-        echo_json({**report.to_dict(), "report": str(path), "exit_code": code})
+        echo_json({**made.to_dict(), "report": str(path), "exit_code": code})
     else:
-        click.echo(report_text(report))
+        click.echo(report_text(made))
         click.echo(f"\nledger {ledger.path}\nreport {path}")
     if stopped_by is not None:
         click.echo(f"error: the line stopped: {stopped_by.text}; run it again: nothing is lost", err=True)
@@ -215,28 +216,6 @@ def status(config: Path, as_json: bool) -> int:
     click.echo(f"{owed} announcements owed to the broker")
     for order in revocations:
         click.echo(f"revocation owed: {order_text(order)}")
-    return 0
-
-
-@line.command()
-@click.argument("batch_id", metavar="BATCH")
-@CONFIG
-@json_option
-def report(batch_id: str, config: Path, as_json: bool) -> int:
-    """Show what became of a batch, from the ledger: units, yield, times of each step.
-
-    \b
-    Example:
-      devicesim line report 2026w48-a --config station/line.toml
-    """
-    with opened(config) as (_, ledger):
-        if batch_id not in dict(ledger.batches()):
-            raise UsageProblem(f"there is no batch {batch_id!r} in this ledger", advice="see `devicesim line status`")
-        made = make_report(ledger, batch_id, now=now())
-    if as_json:
-        echo_json(made.to_dict())
-    else:
-        click.echo(report_text(made))
     return 0
 
 
