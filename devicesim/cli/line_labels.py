@@ -71,7 +71,9 @@ def render(device: str | None, template: Path | None, dpi: str, out: Path, confi
 @label_group.command("print")
 @click.argument("device", metavar="DEVICE")
 @click.option("--reprint", is_flag=True, help="It was printed before.")
-@click.option("--reason", type=click.Choice(list(Reason)), metavar="CODE", help="Why it is printed again.")
+@click.option(
+    "--reason", type=click.Choice([reason.value for reason in Reason]), metavar="CODE", help="Why it is printed again."
+)
 @click.option("--note", default="", metavar="TEXT", help="What else there is to say; needed for `other`.")
 @OPERATOR
 @CONFIG

@@ -62,14 +62,18 @@ class Phrase:
         return text
 
     def shape(self) -> re.Pattern[str]:
-        """Return what every text made from it looks like; a field of the order may be empty.
+        """Return what every text made from it looks like; a field of the order may be empty, and the spaces at it.
 
         Its first group, if there is one, is the device id.
         """
-        literals = [re.escape(literal).replace("\\ ", " *") for literal, _ in self.parts]
-        patterns = [f"(?:{SAID_BY_DEVICE.get(field, '.*')})" if field else "" for _, field in self.parts]
-        text = "".join(part for pair in zip(literals, patterns, strict=True) for part in pair)
-        return re.compile(text.replace(f"(?:{SAID_BY_DEVICE['device_id']})", f"({SAID_BY_DEVICE['device_id']})", 1))
+        text, before = "", ""
+        for literal, field in self.parts:
+            is_at_order = not SAID_BY_DEVICE.keys() >= {before, field} - {""}
+            text += re.escape(literal).replace("\\ ", " *") if is_at_order else re.escape(literal)
+            text += f"({SAID_BY_DEVICE.get(field, '.*')})" if field == "device_id" else ""
+            text += f"(?:{SAID_BY_DEVICE.get(field, '.*')})" if field not in {"", "device_id"} else ""
+            before = field
+        return re.compile(text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +175,8 @@ def _lengths(form: str, words: list[str]) -> list[float]:
     if len(words) != sum(word.isupper() for word in form.split()) or not all(map(_NUMBER.fullmatch, words)):
         raise ValueError(f"it is written `{form}`, in millimetres with at most two decimals")
     lengths = [float(word) for word in words]
-    if lengths[-1] <= 0 or lengths[0] > SIDE_MAX_MM or lengths[-1] > SIDE_MAX_MM:
+    extents = lengths if len(lengths) == 2 else lengths[2:]
+    if min(extents) <= 0 or max(lengths) > SIDE_MAX_MM:
         raise ValueError(f"a length is more than 0 and at most {SIDE_MAX_MM:g} mm")
     return lengths
 

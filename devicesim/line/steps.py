@@ -172,8 +172,9 @@ class Work:
             row = self.ledger.printed(row.device_id, label.text)
         assert row.label is not None
         read = row.label if self.labels.scan is None else self.labels.scan(self.slot, row.device_id)
-        said = self.labels.of(row, self._held(row).certificate).text
+        said = self.labels.of(row, self._found(row).certificate).text
         check_label(read, said, row.device_id)
+        self._held(row)
         return self._advance(row, State.LABELLED, started, label=said)
 
     def record(self, row: UnitRow, started: float) -> UnitRow:
@@ -209,10 +210,17 @@ class Work:
             )
         return CsrDraft.resuming(pending.request, pending.key)
 
-    def _held(self, row: UnitRow) -> DeviceIdentity:
-        """Return what a restart of the device would find in its store; it must be the certificate it was given."""
+    def _found(self, row: UnitRow) -> DeviceIdentity:
+        """Return what a restart of the device would find in its store, whatever it is."""
         found = open_device(self.settings, row.device_id, self.world.clock)[0].identity
-        if found is None or found.certificate != _certificate(row):
+        if found is None:
+            raise VerificationFailed(f"{row.device_id} holds no certificate")
+        return found
+
+    def _held(self, row: UnitRow) -> DeviceIdentity:
+        """Return what a restart of the device would find; it must be the certificate it was given."""
+        found = self._found(row)
+        if found.certificate != _certificate(row):
             raise VerificationFailed(f"{row.device_id} does not hold the certificate it was given")
         return found
 
