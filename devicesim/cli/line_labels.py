@@ -23,6 +23,7 @@ from devicesim.line.reasons import Reason
 from devicesim.line.settings import Settings
 from devicesim.line.steps import open_device
 
+REASONS = tuple(reason.value for reason in Reason)
 _SAMPLE = {"device_id": "sn-0001", "serial": "SEN-1", "cert_serial": "7b" * 20, "product": "sensor", "hw_rev": "c"}
 _DATES = {"not_before": "2027-01-01", "not_after": "2037-01-01", "cert_sha256": "a5" * 32, "spki_sha256": "5a" * 32}
 
@@ -72,7 +73,7 @@ def render(device: str | None, template: Path | None, dpi: str, out: Path, confi
 @click.argument("device", metavar="DEVICE")
 @click.option("--reprint", is_flag=True, help="It was printed before.")
 @click.option(
-    "--reason", type=click.Choice([reason.value for reason in Reason]), metavar="CODE", help="Why it is printed again."
+    "--reason", type=click.Choice(REASONS), metavar="CODE", help=f"Why it is printed again: {', '.join(REASONS)}."
 )
 @click.option("--note", default="", metavar="TEXT", help="What else there is to say; needed for `other`.")
 @OPERATOR

@@ -61,22 +61,15 @@ class LabelPrinter:
 
 
 @contextmanager
-def opened(
-    floor: Floor, batch: Path, *more: str, stdin: int = subprocess.PIPE, stdout: int = subprocess.PIPE
-) -> Iterator:
-    command = [
-        sys.executable,
-        "-W",
-        "error",
-        "-m",
-        "devicesim",
-        "line",
-        "open",
-        str(batch),
-        "--config",
-        str(floor.config),
-    ]
-    with subprocess.Popen([*command, *more], stdin=stdin, stdout=stdout, stderr=subprocess.PIPE, text=True) as process:
+def opened(floor: Floor, batch: Path, *more: str, terminal: int = subprocess.PIPE) -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-W", "error", "-m", "devicesim", "line", "open", str(batch)]
+    with subprocess.Popen(
+        [*command, "--config", str(floor.config), *more],
+        stdin=terminal,
+        stdout=terminal,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
         try:
             yield process
         finally:
