@@ -214,7 +214,8 @@ def open_loop(
             settings.crew().admit(Act.RUN, operator)
         station = Station.load(settings, file=config)
         shape = label_shape(settings)
-    handles = [sys.stdin.fileno(), *([open_scanner(scanner)] if scanner else [])]
+    keyboard = [sys.stdin.fileno()] if sys.stdin else []  # none when it is closed
+    handles = [*keyboard, *([open_scanner(scanner)] if scanner else [])]
     caught: list[int] = []
     stop = threading.Event()
     world = World(now, time.monotonic, stop.wait, random.SystemRandom().random, secrets.token_bytes)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import socket
 import subprocess
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -19,7 +20,6 @@ from devicesim.labels.errors import LabelFailed
 from devicesim.labels.label import Label
 
 TIMEOUT_SECONDS = 10.0
-SCHEMES = ("tcp://", "file:")
 
 
 class Printer(Protocol):
@@ -91,6 +91,7 @@ def open_printer(where: str | Sequence[str]) -> Printer:
     if where.startswith("file:") and where != "file:":
         return FolderPrinter(Path(where.removeprefix("file:")))
     url = urlsplit(where)
-    if url.scheme != "tcp" or not url.hostname or not url.port or url.path or url.query or url.username is not None:
-        raise ValueError('is "tcp://HOST:PORT", "file:DIR", or a program with its arguments: ["lp", "-o", "raw"]')
-    return NetworkPrinter(url.hostname, url.port)
+    with suppress(ValueError):  # a port that is none
+        if url.scheme == "tcp" and url.hostname and url.port and not (url.path or url.query or "@" in url.netloc):
+            return NetworkPrinter(url.hostname, url.port)
+    raise ValueError('is "tcp://HOST:PORT", "file:DIR", or a program with its arguments: ["lp", "-o", "raw"]')

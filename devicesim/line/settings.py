@@ -15,7 +15,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
 
 from devicesim.csr import KEY_TYPES
-from devicesim.labels.printer import SCHEMES, open_printer
+from devicesim.labels.printer import open_printer
 from devicesim.line.crew import Crew, Role, Shifts
 from devicesim.line.findings import InputInvalid, findings_of, read_toml
 from devicesim.line.states import State, Way
@@ -71,9 +71,10 @@ def _url(scheme: str) -> AfterValidator:
     return AfterValidator(check)
 
 
-def _printer(where: str) -> str:
-    open_printer(where)
-    return where
+def _printer(where: object) -> object:
+    is_program = isinstance(where, list) and where and all(isinstance(word, str) and word for word in where)
+    open_printer(where if isinstance(where, str) or is_program else "")  # type: ignore[arg-type]  # a list of strings
+    return tuple(where) if is_program else where  # type: ignore[arg-type]
 
 
 def _zone(name: object) -> ZoneInfo:
@@ -109,9 +110,17 @@ KeyAlgorithm = Annotated[str, AfterValidator(_kind_of_key), WithJsonSchema({"typ
 HttpsUrl = Annotated[str, _url("https"), _patterned(_url_pattern("https"))]
 MqttsUrl = Annotated[str, _url("mqtts"), _patterned(_url_pattern("mqtts"))]
 PrinterName = Annotated[
-    str, AfterValidator(_printer), _patterned(rf"(?:{SCHEMES[0]}[^/?#@\s]+:[0-9]{{1,5}}|{SCHEMES[1]}.+)")
+    str | tuple[str, ...],
+    BeforeValidator(_printer),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string", "pattern": r"^(?:tcp://[^/?#@\s]+:[0-9]{1,5}|file:.+)$"},
+                {"type": "array", "items": {"type": "string", "minLength": 1}, "minItems": 1},
+            ]
+        }
+    ),
 ]
-Program = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1)]
 Whole = Annotated[int, Field(strict=True)]
 """A whole number, written as one: neither "4" nor true."""
 
@@ -215,7 +224,7 @@ class Labelling(Section):
     """
 
     template: Path | None = None
-    printer: PrinterName | Program
+    printer: PrinterName
     dpi: Literal[203, 300, 600] = 203
     scan_back: Annotated[bool, Field(strict=True)] = True
 

@@ -185,7 +185,9 @@ def test_a_folder_gets_both_for_its_owner_alone(tmp_path):
         open_printer(f"file:{tmp_path}/full/labels").print("sn-0001", made)
 
 
-@pytest.mark.parametrize("where", ["lp", "tcp://host", "tcp://:9100", "tcp://u@h:1", "tcp://h:1/x", "file:", ""])
+@pytest.mark.parametrize(
+    "where", ["lp", "tcp://host", "tcp://:9100", "tcp://u@h:1", "tcp://h:1/x", "tcp://h:99999", "file:", ""]
+)
 def test_a_printer_that_is_none_is_refused(where):
     with pytest.raises(ValueError, match="tcp://HOST:PORT"):
         open_printer(where)
