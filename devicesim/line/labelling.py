@@ -26,8 +26,9 @@ from devicesim.line.ledger import UnitRow
 from devicesim.line.settings import Labelling, Settings, Site
 from devicesim.mqtt.connection import common_name
 
-Scan = Callable[[int, str], str]
-"""Waits for what a scanner reads on the label of the unit in a slot: slot, device id → text. Raises ScanFailed."""
+Scan = Callable[[int, str], str | None]
+"""Waits for what a scanner reads on the label of the unit in a slot: slot, device id → text, or None when the label is
+to be printed once more. Raises ScanFailed."""
 
 
 @dataclass(frozen=True)

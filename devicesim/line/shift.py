@@ -1,12 +1,13 @@
 """The loop of a station, scan → go: who works, which unit goes next, which label is on it.
 
 Rules:
-- What is scanned is, in this order: `quit`, a badge, the label that is asked for, a unit. Everything else is E-SCAN,
+- What is scanned is, in this order: a word, a badge, the label that is asked for, a unit. Everything else is E-SCAN,
   and what was expected is said.
 - Nobody works without a badge; another badge takes over from the one before.
 - Slots run on while units are scanned; a unit that finds none free waits for one.
 - One label is asked for at a time, by its unit and slot. So two labels that were swapped are found, and not taken for
   each other.
+- `reprint` prints the label that is asked for once more, for who may rework.
 - `quit` lets what was scanned end; a second one leaves labels for the next time.
 """
 
@@ -29,6 +30,7 @@ from devicesim.mqtt.topics import identifier
 
 BADGE_PREFIX = "B:"
 QUIT = frozenset({"quit", "q", "exit"})
+REPRINT = "reprint"
 SCANS_PER_LABEL = 3
 TICK_SECONDS = 0.2
 SHOWN_MAX = 80
@@ -61,6 +63,7 @@ class _Asked:
     device_id: str
     misses: int = 0
     text: str | None = None
+    is_to_be_printed: bool = False
 
 
 @dataclass
@@ -127,15 +130,15 @@ class Shift:
         """Say no: an operator who sees why a unit failed decides whether the next one is scanned."""
         return False
 
-    def scan_label(self, slot: int, device_id: str) -> str:
-        """Wait for what is read on the label of the unit in a slot."""
+    def scan_label(self, slot: int, device_id: str) -> str | None:
+        """Wait for what is read on the label of the unit in a slot; None when it is to be printed once more."""
         asked = _Asked(slot, device_id)
         with self._changed:
             self._asked.append(asked)
             if self._asked[0] is asked:
                 self._show_next()
             try:
-                while asked.text is None:
+                while asked.text is None and not asked.is_to_be_printed:
                     self._give_up(asked)
                     self._changed.wait(TICK_SECONDS)
             finally:
@@ -187,6 +190,8 @@ class Shift:
     def _hear(self, text: str) -> None:
         if text.lower() in QUIT:
             self._quit()
+        elif text.lower() == REPRINT and self._asked:
+            self._reprint()
         elif (badge := self._badge(text)) is not None:
             self._take_over(badge)
         elif not self.ledger.duty.operator:
@@ -205,6 +210,16 @@ class Shift:
             self._is_left = True
             self._queue.clear()
         self._is_over = True
+
+    def _reprint(self) -> None:
+        try:
+            self.crew.admit(Act.REPRINT, self.ledger.duty.operator)
+        except OperatorRefused as error:
+            self._tell("wrong", str(error), code=FailureCode.OPERATOR, expected=self._expected())
+            return
+        asked = self._asked.popleft()
+        asked.is_to_be_printed = True
+        self._info(f"the label of {asked.device_id} is printed again", device_id=asked.device_id)
 
     def _badge(self, text: str) -> str | None:
         if text.startswith(BADGE_PREFIX):
@@ -234,10 +249,9 @@ class Shift:
         name, row = unit.device_id, self.ledger.unit(unit.device_id)
         if name in self._running or unit in self._queue:
             self._wrong(name, "is under way already")
-        elif row.passed:
-            self._wrong(name, "has passed already")
         elif row.ended:
-            self._wrong(name, "was scrapped: take it off the line")
+            self._open.discard(name)  # scrapped while the loop is open
+            self._wrong(name, "has passed already" if row.passed else "was scrapped: take it off the line")
         elif self._is_over:
             self._wrong(name, "came after quit: it is left for the next time")
         else:

@@ -30,8 +30,9 @@ from devicesim.errors import ClockUntrustworthy, VerificationFailed
 from devicesim.keystore import FileKeyStore
 from devicesim.line.batch import ByStation, Unit
 from devicesim.line.labelling import Labels, check_label
-from devicesim.line.ledger import Ledger, UnitRow
+from devicesim.line.ledger import Ledger, UnitRow, Why
 from devicesim.line.ledger.edges import Learned
+from devicesim.line.reasons import Reason
 from devicesim.line.settings import Est, Settings
 from devicesim.line.states import State
 from devicesim.line.station import Door
@@ -170,8 +171,7 @@ class Work:
             label = self.labels.of(row, self._held(row).certificate)
             self.labels.print(row.device_id, label)
             row = self.ledger.printed(row.device_id, label.text)
-        assert row.label is not None
-        read = row.label if self.labels.scan is None else self.labels.scan(self.slot, row.device_id)
+        read = self._scanned(row, self.labels)
         said = self.labels.of(row, self._found(row).certificate).text
         check_label(read, said, row.device_id)
         self._held(row)
@@ -209,6 +209,17 @@ class Work:
                 advice="take the unit out: its store was changed from outside",
             )
         return CsrDraft.resuming(pending.request, pending.key)
+
+    def _scanned(self, row: UnitRow, labels: Labels) -> str:
+        """Return what is read on the label, or was printed; print it once more as often as the operator asks."""
+        assert row.label is not None
+        if labels.scan is None:
+            return row.label
+        while (read := labels.scan(self.slot, row.device_id)) is None:
+            label = labels.of(row, self._held(row).certificate)
+            self.ledger.printed(row.device_id, label.text, Why(Reason.LABEL_DAMAGED))  # first: none without a row
+            labels.print(row.device_id, label)
+        return read
 
     def _found(self, row: UnitRow) -> DeviceIdentity:
         """Return what a restart of the device would find in its store, whatever it is."""

@@ -26,7 +26,13 @@ from devicesim.line.shift import Notice, Shift
 from devicesim.line.states import State
 from tests.line_support import PaperLine
 
-CREW = Crew({"op-1": frozenset({Role.OPERATE}), "op-2": frozenset({Role.OPERATE}), "op-9": frozenset({Role.APPROVE})})
+CREW = Crew(
+    {
+        "op-1": frozenset({Role.OPERATE}),
+        "op-2": frozenset({Role.OPERATE, Role.REWORK}),
+        "op-9": frozenset({Role.APPROVE}),
+    }
+)
 
 
 @dataclass
@@ -143,7 +149,7 @@ def test_a_unit_that_has_nothing_left_to_do_is_said(paper):
         running.ledger.scrap("sn-0002", Why(Reason.DAMAGED), old="lapse", announce=None)
         running.hear("sn-0002")
         assert running.wrong().text == "sn-0002 was scrapped: take it off the line"
-        assert running.last.shift == {"passed": 1, "failed": 1, "under_way": 0, "to_go": 2}
+        assert running.last.shift == {"passed": 1, "failed": 1, "under_way": 0, "to_go": 1}
 
 
 def test_a_badge_takes_over_and_a_stranger_does_not(paper):
@@ -246,6 +252,24 @@ def test_a_label_that_cannot_be_read_is_a_scan_problem(paper):
         failed = running.until("fail", "sn-0001")
         assert failed.code == "E-SCAN"
         assert "in 3 scans" in failed.text
+
+
+def test_a_damaged_label_is_printed_again_for_who_may(paper):
+    with loop(paper, scan_back=True) as running:
+        running.hear("op-1", "reprint")
+        assert running.wrong().code == "E-SCAN"
+        running.hear("sn-0001")
+        running.until("next", "scan the label of sn-0001")
+        label = running.sticks.pop("sn-0001")
+        running.hear("reprint")
+        assert (running.wrong().code, running.sticks) == ("E-OPERATOR", {})
+        running.hear("op-2", "REPRINT")
+        running.until("info", "the label of sn-0001 is printed again")
+        wait_for(lambda: running.last.expected == "the label of sn-0001 in slot 1" and "sn-0001" in running.sticks)
+        running.hear(running.sticks["sn-0001"])
+        running.until("pass", "sn-0001")
+        (event,) = [event for event in running.ledger.story("sn-0001") if event.kind == "reprinted"]
+        assert (event.by.operator, event.facts["reason"], event.facts["label"]) == ("op-2", "label-damaged", label)
 
 
 def test_quit_lets_what_is_under_way_end(paper):
