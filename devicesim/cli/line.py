@@ -24,18 +24,19 @@ from devicesim.cli.line_people import OPERATOR, opened
 from devicesim.cli.line_rework import order_dict, order_text, rework, trace
 from devicesim.cli.options import echo_json, json_option
 from devicesim.errors import Conflict, StorageError, UsageProblem
-from devicesim.line.assembly import announcing, open_ledger, open_line, place, report_path
+from devicesim.line.assembly import announcing, open_ledger, open_line, place, report_path, telling
 from devicesim.line.batch import Batch
 from devicesim.line.crew import Act
 from devicesim.line.findings import InputInvalid
 from devicesim.line.leases import allotted
 from devicesim.line.ledger import Ledger
 from devicesim.line.report import exit_code, make_report, write_report
-from devicesim.line.settings import Settings, load_settings, template
+from devicesim.line.settings import Settings, load_settings
 from devicesim.line.states import Failure
 from devicesim.line.station import Station
-from devicesim.line.steps import World
+from devicesim.line.template import template
 from devicesim.line.terminal import BarProgress, PlainProgress, report_text, table
+from devicesim.line.world import World
 
 
 @click.group()
@@ -155,10 +156,11 @@ def run(
     world = World(now, time.monotonic, stop.wait, random.SystemRandom().random, secrets.token_bytes)
     own = open_ledger(settings, world, operator=operator)
     with own as ledger, ledger.exclusive(), _stopping_on_signals(stop, caught):
-        with _progress() as progress, announcing(settings, ledger, world) as voice:
-            ready = open_line(station, ledger, world, stop, known_sets=known_sets)
+        ready = open_line(station, ledger, world, stop, known_sets=known_sets)
+        with _progress() as progress, announcing(settings, ledger, world) as voice, telling(ready) as told:
             stopped_by = ready.run(batch, slots=slots or settings.site.slots, progress=progress)
         _warn("announcements", voice.reason if voice else None)
+        _warn("pushes to [hooks.done]", told.reason if told else None)
         _warn("births", ready.midwife.reason if ready.midwife else None)
         ledger.checkpoint()
         return _finish(ledger, settings, batch, stopped_by, caught, as_json=as_json)
@@ -178,7 +180,7 @@ def _finish(
 ) -> int:
     report, path = make_report(ledger, batch.id, now=now()), report_path(settings, batch.id)
     write_report(report, path)
-    code = 128 + caught[0] if caught else exit_code(report, stopped_by)
+    code = 128 + caught[0] if caught else exit_code(report, stopped_by) or (9 if ledger.pushes_owed() else 0)
     if as_json:
         echo_json({**report.to_dict(), "report": str(path), "exit_code": code})
     else:

@@ -11,14 +11,15 @@ from devicesim.errors import ConfigInvalid
 from devicesim.line.announcing import Announcing
 from devicesim.line.birth import Midwife
 from devicesim.line.crew import Duty
+from devicesim.line.hooks import Hooks, Telling
 from devicesim.line.known import load_sets
 from devicesim.line.ledger import Ledger
 from devicesim.line.runner import Line
 from devicesim.line.settings import Mqtt, Settings
 from devicesim.line.statements import sealing
 from devicesim.line.station import Station
-from devicesim.line.steps import World
 from devicesim.line.voice import Voice
+from devicesim.line.world import World
 from devicesim.mqtt.announcer import Announcer
 from devicesim.mqtt.connection import BrokerUrl, MqttIdentity
 
@@ -27,6 +28,7 @@ def open_ledger(settings: Settings, world: World, *, operator: str = "", second:
     """Open the station's ledger for who is on duty; one that belongs to another station is refused."""
     every = settings.ledger.checkpoint_every
     ledger = Ledger(settings.ledger.path, clock=world.clock, way=settings.way(), checkpoint_every=every)
+    ledger.spool_max = settings.mqtt.spool_max if settings.mqtt else None
     ledger.duty = Duty(operator, second, settings.site.calendar())
     if ledger.place() != place(settings):
         ledger.close()
@@ -80,6 +82,7 @@ def open_line(
         midwife=midwife,
         world=world,
         stop=stop,
+        hooks=Hooks.of(station, ledger, world),
     )
 
 
@@ -95,6 +98,16 @@ def announcing(settings: Settings, ledger: Ledger, world: World) -> Iterator[Ann
         Announcer(ledger.connect, BrokerUrl.parse(settings.mqtt.url), identity, clock=world.clock) as announcer,
         Announcing(ledger, announcer.drain, last_seconds=last_seconds) as running,
     ):
+        yield running
+
+
+@contextmanager
+def telling(line: Line) -> Iterator[Telling | None]:
+    """Tell `[hooks.done]` what is owed while the context lasts and once at its end; without it there is nothing to."""
+    if line.hooks is None or line.hooks.done is None:
+        yield None
+        return
+    with Telling(line.hooks) as running:
         yield running
 
 
