@@ -5,37 +5,32 @@ from __future__ import annotations
 import os
 import random
 import secrets
-import signal
-import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 
 import click
 
 from devicesim.cli import now
 from devicesim.cli.line_batch import check, lease, rehearsed, schema
+from devicesim.cli.line_bundle import bundle_group
 from devicesim.cli.line_export import export_command, manifest_group
 from devicesim.cli.line_files import BATCH, CONFIG, FILE, LEASE, every_finding, load_both
 from devicesim.cli.line_people import OPERATOR, opened
 from devicesim.cli.line_rework import order_dict, order_text, rework, trace
+from devicesim.cli.line_running import finish, shown, stopping_on_signals, warn
 from devicesim.cli.options import echo_json, json_option
 from devicesim.errors import Conflict, StorageError, UsageProblem
-from devicesim.line.assembly import announcing, open_ledger, open_line, place, report_path, telling
-from devicesim.line.batch import Batch
+from devicesim.line.assembly import announcing, open_ledger, open_line, place, telling
 from devicesim.line.crew import Act
 from devicesim.line.findings import InputInvalid
 from devicesim.line.leases import allotted
 from devicesim.line.ledger import Ledger
-from devicesim.line.report import exit_code, make_report, write_report
+from devicesim.line.report import make_report
 from devicesim.line.settings import Settings, load_settings
-from devicesim.line.states import Failure
 from devicesim.line.station import Station
 from devicesim.line.template import template
-from devicesim.line.terminal import BarProgress, PlainProgress, report_text, table
+from devicesim.line.terminal import report_text, table
 from devicesim.line.world import World
 
 
@@ -51,7 +46,7 @@ def line() -> None:
     """
 
 
-for command in (check, export_command, lease, manifest_group, rework, schema, trace):
+for command in (bundle_group, check, export_command, lease, manifest_group, rework, schema, trace):
     line.add_command(command)
 
 
@@ -155,40 +150,15 @@ def run(
     stop = threading.Event()
     world = World(now, time.monotonic, stop.wait, random.SystemRandom().random, secrets.token_bytes)
     own = open_ledger(settings, world, operator=operator)
-    with own as ledger, ledger.exclusive(), _stopping_on_signals(stop, caught):
+    with own as ledger, ledger.exclusive(), stopping_on_signals(stop, caught):
         ready = open_line(station, ledger, world, stop, known_sets=known_sets)
-        with _progress() as progress, announcing(settings, ledger, world) as voice, telling(ready) as told:
+        with shown() as progress, announcing(settings, ledger, world) as voice, telling(ready) as told:
             stopped_by = ready.run(batch, slots=slots or settings.site.slots, progress=progress)
-        _warn("announcements", voice.reason if voice else None)
-        _warn("pushes to [hooks.done]", told.reason if told else None)
-        _warn("births", ready.midwife.reason if ready.midwife else None)
+        warn("announcements", voice.reason if voice else None)
+        warn("pushes to [hooks.done]", told.reason if told else None)
+        warn("births", ready.midwife.reason if ready.midwife else None)
         ledger.checkpoint()
-        return _finish(ledger, settings, batch, stopped_by, caught, as_json=as_json)
-
-
-def _warn(what: str, reason: str | None) -> None:
-    if reason is not None:
-        click.echo(f"warning: {what} wait: {reason}", err=True)
-
-
-def _progress() -> BarProgress | PlainProgress:
-    return BarProgress() if sys.stderr.isatty() else PlainProgress(lambda text: click.echo(text, err=True))
-
-
-def _finish(
-    ledger: Ledger, settings: Settings, batch: Batch, stopped_by: Failure | None, caught: list[int], *, as_json: bool
-) -> int:
-    report, path = make_report(ledger, batch.id, now=now()), report_path(settings, batch.id)
-    write_report(report, path)
-    code = 128 + caught[0] if caught else exit_code(report, stopped_by) or (9 if ledger.pushes_owed() else 0)
-    if as_json:
-        echo_json({**report.to_dict(), "report": str(path), "exit_code": code})
-    else:
-        click.echo(report_text(report))
-        click.echo(f"\nledger {ledger.path}\nreport {path}")
-    if stopped_by is not None:
-        click.echo(f"error: the line stopped: {stopped_by.text}; run it again: nothing is lost", err=True)
-    return code
+        return finish(ledger, settings, batch.id, stopped_by, caught, as_json=as_json)
 
 
 @line.command()
@@ -240,21 +210,3 @@ def report(batch_id: str, config: Path, as_json: bool) -> int:
     else:
         click.echo(report_text(made))
     return 0
-
-
-@contextmanager
-def _stopping_on_signals(stop: threading.Event, caught: list[int]) -> Iterator[None]:
-    """Let the first SIGINT or SIGTERM stop the line between two steps; a second one ends it at once."""
-
-    def handle(number: int, _frame: FrameType | None) -> None:
-        caught.append(number)
-        stop.set()
-        for name, handler in before.items():
-            signal.signal(name, handler)
-
-    before = {name: signal.signal(name, handle) for name in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for name, handler in before.items():
-            signal.signal(name, handler)

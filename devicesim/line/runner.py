@@ -190,9 +190,10 @@ class _Run:
             if door is not None and door not in doors.values():
                 door.est.close()
         self._count(None)
-        self.progress.ended(row, None)
-        if hooks is not None and row.passed:
-            hooks.hold()
+        if row.passed:
+            self.progress.ended(row, None)
+            if hooks is not None:
+                hooks.hold()
         return row
 
     def _door(self, unit: Unit, doors: dict[str, Door]) -> Door:

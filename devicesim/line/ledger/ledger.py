@@ -306,6 +306,10 @@ class Ledger:
         finally:
             conn.close()
 
+    def told(self, kind: str) -> list[EventRow]:
+        """Return the events of one kind, oldest first."""
+        return [EventRow._make(row) for row in self._read(chain.OF_KIND, kind)]
+
     def story(self, device_id: str) -> list[EventRow]:
         """Return the events that tell of one unit, oldest first."""
         return [EventRow._make(row) for row in self._read(chain.OF_DEVICE, device_id)]
