@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import ssl
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -24,6 +25,7 @@ from devicesim.line.statements import HOOK, sealing, unseal
 from devicesim.line.states import FailureCode, State
 from devicesim.transport import ClientIdentity
 from tests.line_support import PaperLine, Watching
+from tests.mqtt_pki import SERVER, real_now
 
 Answer = tuple[int, bytes]
 
@@ -37,6 +39,7 @@ class Mes:
     keys: list[str] = field(default_factory=list)
     tokens: list[str | None] = field(default_factory=list)
     url: str = ""
+    context: ssl.SSLContext | None = None
 
     @contextmanager
     def serving(self) -> Iterator[Mes]:
@@ -58,9 +61,13 @@ class Mes:
                 """Say nothing."""
 
         server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        if self.context is None:
+            self.url = f"http://127.0.0.1:{server.server_port}/hook"
+        else:
+            server.socket = self.context.wrap_socket(server.socket, server_side=True)
+            self.url = f"https://localhost:{server.server_port}/hook"
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
-        self.url = f"http://127.0.0.1:{server.server_port}/hook"
         try:
             yield self
         finally:
@@ -222,6 +229,21 @@ def test_a_token_and_a_signature(paper, tmp_path):
     statement = unseal(json.dumps(mes.heard[1]).encode(), HOOK, paper.pki.trust)
     assert statement.fields["device_id"] == "sn-1"
     assert json.loads(base64.b64decode(mes.heard[1]["payload"]))["station"] == "s-07"
+
+
+def test_over_tls_the_station_shows_its_certificate_and_holds_the_other_side_to_its_anchors(tmp_path):
+    paper = PaperLine(tmp_path, real_now())
+    host = paper.pki.issue("mes", SERVER)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=paper.pki.trust_path)
+    context.load_cert_chain(host.files.certificate_path, host.files.key_path)
+    context.verify_mode = ssl.CERT_REQUIRED
+    with Mes(context=context).serving() as mes:
+        assert mes.url.startswith("https://localhost:")
+        assert allow(paper, mes.url, timeout="10s").call("{}", "k").yes
+        stranger = PaperLine(tmp_path / "other", real_now())
+        with pytest.raises(HookFailed, match="did not answer"):
+            allow(stranger, mes.url, timeout="10s").call("{}", "k")
+    assert len(mes.heard) == 1
 
 
 # --- after ------------------------------------------------------------------------------------------------------------
