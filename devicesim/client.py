@@ -32,7 +32,7 @@ from devicesim.codec import CsrAttrs
 from devicesim.csr import CsrDraft, PrivateKey, load_csr, spki
 from devicesim.envelope import Decryptor, KeyAnswer, key_and_certificate, load_pkcs8, unseal
 from devicesim.errors import BadAnswer, CannotComply, EstRefused, VerificationFailed
-from devicesim.replies import Body, expect, refusal
+from devicesim.replies import Body, expect, http_date, refusal
 from devicesim.transport import Answer, ClientIdentity, Connection, Origin, TlsChoice, TlsSettings
 from devicesim.trust import TrustAnchors, authorises, build_path
 
@@ -65,6 +65,7 @@ class EstClient:
         redirect_origins: other origins (`https://host:port`) to which a request may be redirected.
         pop: whether a draft is bound to the connection that carries it (RFC 7030 §3.5).
         clock: the instant at which the server's certificate must be valid; OpenSSL's own clock when None.
+        on_date: hears the server's own time with every answer that tells it (`Date`, RFC 9110 §6.6.1).
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class EstClient:
         redirect_origins: Collection[str] = (),
         pop: ChannelBinding = "auto",
         clock: Callable[[], datetime] | None = None,
+        on_date: Callable[[datetime], None] | None = None,
     ) -> None:
         self.address = EstAddress.parse(url, label)
         self.trust = trust
@@ -87,7 +89,7 @@ class EstClient:
         self._credentials = credentials
         self._redirect_origins = frozenset(EstAddress.parse(origin).origin for origin in redirect_origins)
         self._pop: ChannelBinding = pop
-        self._clock = clock
+        self._clock, self._on_date = clock, on_date
         self._connection: Connection | None = None
         self._carried: tuple[CsrDraft, bytes] | None = None
 
@@ -122,7 +124,7 @@ class EstClient:
     def _other(self, settings: TlsSettings) -> EstClient:
         other = EstClient(str(self.address), trust=settings.trust or self.trust, pop=self._pop, clock=self._clock)
         other._settings = settings
-        other._redirect_origins = self._redirect_origins
+        other._redirect_origins, other._on_date = self._redirect_origins, self._on_date
         return other
 
     def forget_password(self) -> None:
@@ -229,11 +231,17 @@ class EstClient:
         connection = self._connect(origin, csr)
         headers = {"User-Agent": "devicesim", "Accept": "*/*", **(extra or {})}
         if csr is None:
-            return connection.exchange(method, path, headers)
+            return self._heard(connection.exchange(method, path, headers))
         headers["Content-Type"] = "application/pkcs10"
         headers["Content-Transfer-Encoding"] = "base64"  # older servers insist on it (RFC 8951 §3)
         body = base64.b64encode(self._request_for(connection, csr)) + b"\n"
-        return connection.exchange(method, path, headers, body)
+        return self._heard(connection.exchange(method, path, headers, body))
+
+    def _heard(self, answer: Answer) -> Answer:
+        date = http_date(answer.headers.get("date", ""))
+        if self._on_date is not None and date is not None:
+            self._on_date(date)
+        return answer
 
     def _connect(self, origin: Origin, csr: CsrDraft | bytes | None) -> Connection:
         """Return a connection fit to carry this: the one there is, unless it is closed, elsewhere or bound."""

@@ -7,6 +7,7 @@
     ├── Unreachable             nobody answered, or with "not now": try again, nothing is lost
     │   └── Pending                 the request is accepted and waits for approval (202)
     ├── EstRefused              the EST server said no, for good
+    ├── Denied                  somebody at the factory said no
     ├── CannotComply            the server asks for what this device cannot or must not do
     ├── KeyStoreError           the key store cannot be read or does not hold what it should
     ├── VerificationFailed      what was received is not what it must be
@@ -14,7 +15,8 @@
     │   └── BadAnswer               the bytes of an answer are at fault
     ├── Locked                  another process is working on it
     ├── StorageError            it could not be written durably
-    └── ClockUntrustworthy      the clock cannot be right
+    ├── ClockUntrustworthy      the clock cannot be right
+    └── Backlog                 too much is owed to others to make more of it
 
 Each has a stable `code` for programs, an `exit_code` for the command line and `advice` for the human.
 """
@@ -109,6 +111,13 @@ class EstRefused(DeviceSimError):
         self.body_text = body_text
 
 
+class Denied(DeviceSimError):
+    """Whoever must allow it did not, or could not be asked where that means no."""
+
+    code = "denied"
+    exit_code = 7
+
+
 class CannotComply(DeviceSimError):
     """The server's CSR attributes ask for what this device cannot do or its local policy forbids (RFC 9908 §3)."""
 
@@ -166,3 +175,10 @@ class ClockUntrustworthy(DeviceSimError):
     code = "clock"
     exit_code = 13
     advice = "set the clock"
+
+
+class Backlog(DeviceSimError):
+    """What is owed to others has come to its limit; what there is stays owed."""
+
+    code = "backlog"
+    exit_code = 9

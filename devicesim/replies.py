@@ -44,7 +44,7 @@ def expect(answer: Answer, body: Body) -> bytes:
     smime_type = header.get_param("smime-type")
     wrong_kind = body.smime_type and isinstance(smime_type, str) and smime_type.lower() != body.smime_type
     if found != body.media_type or wrong_kind:
-        raise BadAnswer(f"the answer should be {body.media_type} and is {_printable(found)}")
+        raise BadAnswer(f"the answer should be {body.media_type} and is {printable(found)}")
     return decode_body(answer.body)
 
 
@@ -86,7 +86,7 @@ def retry_after_seconds(answer: Answer) -> float | None:
     value = answer.headers.get("retry-after", "").strip()
     if re.fullmatch(r"[0-9]{1,12}", value):
         return min(float(value), RETRY_AFTER_MAX_SECONDS)
-    then, now = _http_date(value), _http_date(answer.headers.get("date", ""))
+    then, now = http_date(value), http_date(answer.headers.get("date", ""))
     if then is None:
         return None
     if now is None:
@@ -94,7 +94,8 @@ def retry_after_seconds(answer: Answer) -> float | None:
     return min(max((then - now).total_seconds(), 0.0), RETRY_AFTER_MAX_SECONDS)
 
 
-def _http_date(value: str) -> datetime | None:
+def http_date(value: str) -> datetime | None:
+    """Read a date of HTTP (RFC 9110 §5.6.7); None when it is none."""
     try:
         date = parsedate_to_datetime(value)
     except (ValueError, TypeError, IndexError, OverflowError):
@@ -113,9 +114,10 @@ def _server_text(answer: Answer) -> str:
     text = answer.body[: 16 * _TEXT_MAX].decode("utf-8", "replace")
     if "html" in answer.headers.get("content-type", "").lower() or text.lstrip()[:1] == "<":
         text = re.sub(r"(?is)<(style|script)\b.*?(</\1>|$)|<[^>]*>?", " ", text)
-    return _printable(text)
+    return printable(text)
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
+    """Make what somebody else wrote fit to be shown: one line, printable, shortened."""
     line = " ".join("".join(char if char.isprintable() else " " for char in text).split())
     return line if len(line) <= _TEXT_MAX else line[: _TEXT_MAX - 1] + "…"

@@ -22,8 +22,9 @@ from importlib import resources
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from pydantic import ValidationError
 
 from estserver import csr
@@ -62,6 +63,7 @@ class Plan:
         hosts: DNS names and IP addresses of the server.
         key_kind: row of `estserver.keys.KINDS` for the CA keys.
         root_key_out: directory for the root key; None keeps it under `private/`.
+        root, root_key: an existing root and its key, below which the issuing CA is made; the key stays where it is.
         passphrase: encrypts the CA keys; read again from `passphrase_file` when serving.
         idevid: also make a manufacturer hierarchy without end, under the label `idevid`.
         broker: `mqtts://host:port` to announce to, or empty.
@@ -72,6 +74,9 @@ class Plan:
     hosts: tuple[str, ...]
     key_kind: str
     root_key_out: Path | None = None
+    root: Path | None = None
+    root_key: Path | None = None
+    root_passphrase: bytes | None = field(default=None, repr=False)
     passphrase: bytes | None = field(default=None, repr=False)
     passphrase_file: Path | None = None
     idevid: bool = False
@@ -111,6 +116,10 @@ def _check_words(plan: Plan) -> None:
         MqttSection(broker=plan.broker)
     except ValidationError:
         raise ConfigError(f"the broker {plan.broker!r} is not mqtts://HOST:PORT") from None
+    if (plan.root is None) != (plan.root_key is None):
+        raise ConfigError("an existing root needs both its certificate and its key", advice="give both")
+    if plan.root is not None and (plan.root_key_out is not None or plan.idevid):
+        raise ConfigError("below an existing root no other root is made", advice="no --root-key-out, no --idevid")
 
 
 def _targets(plan: Plan) -> list[str]:
@@ -131,6 +140,8 @@ def _refuse_to_overwrite(plan: Plan) -> None:
 
 
 def _roots(plan: Plan) -> list[str]:
+    if plan.root is not None:
+        return []
     return ["root", "idevid-root"] if plan.idevid else ["root"]
 
 
@@ -154,28 +165,54 @@ def _make_ca(
 ) -> tuple[x509.Certificate, IssuingCa]:
     """Make one hierarchy: a root that is put aside, and the issuing CA below it."""
     endless = issuing == "idevid"
-    root_signer = FileSigner.generate(plan.key_kind, work / "roots" / f"{root}.key", plan.passphrase)
-    root_der = make_ca_certificate(
-        subject=f"{name} Root CA",
-        spki=root_signer.spki,
-        serial=serial_from(random(SERIAL_BYTES)),
-        not_before=now - BACKDATE,
-        not_after=NEVER if endless else now + ROOT_LIFETIME,
-        issuer=root_signer,
-    )
-    root_certificate = x509.load_der_x509_certificate(root_der)
+    if plan.root is None:
+        root_signer = FileSigner.generate(plan.key_kind, work / "roots" / f"{root}.key", plan.passphrase)
+        root_der = make_ca_certificate(
+            subject=f"{name} Root CA",
+            spki=root_signer.spki,
+            serial=serial_from(random(SERIAL_BYTES)),
+            not_before=now - BACKDATE,
+            not_after=NEVER if endless else now + ROOT_LIFETIME,
+            issuer=root_signer,
+        )
+        root_certificate = x509.load_der_x509_certificate(root_der)
+    else:
+        root_certificate, root_signer = _existing_root(plan, now)
+        root_der = Der(root_certificate.public_bytes(Encoding.DER))
     signer = FileSigner.generate(plan.key_kind, work / "private" / f"{issuing}.key", plan.passphrase)
     issuing_der = make_ca_certificate(
         subject=f"{name} Issuing CA",
         spki=signer.spki,
         serial=serial_from(random(SERIAL_BYTES)),
         not_before=now - BACKDATE,
-        not_after=NEVER if endless else now + ISSUING_LIFETIME,
+        not_after=NEVER if endless else min(now + ISSUING_LIFETIME, root_certificate.not_valid_after_utc),
         issuer=(root_certificate, root_signer),
     )
     _write_pem(work / f"{root}.pem", [root_der])
     _write_pem(work / f"{issuing}.pem", [issuing_der])
     return root_certificate, IssuingCa(issuing_der, [root_der], signer)
+
+
+def _existing_root(plan: Plan, now: datetime) -> tuple[x509.Certificate, FileSigner]:
+    """Return the root that signs here once, and its key; only a root, valid now, with its own key."""
+    assert plan.root is not None
+    assert plan.root_key is not None
+    try:
+        certificate = x509.load_pem_x509_certificate(plan.root.read_bytes())
+        limits = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value
+        certificate.verify_directly_issued_by(certificate)
+    except OSError as error:
+        raise ConfigError(f"the root {plan.root} cannot be read: {error.strerror}") from None
+    except (ValueError, TypeError, x509.ExtensionNotFound, InvalidSignature):
+        raise ConfigError(f"{plan.root} is no root certificate in PEM") from None
+    if not limits.ca or limits.path_length == 0:
+        raise ConfigError(f"{plan.root} may not have a CA below it")
+    if not certificate.not_valid_before_utc <= now < certificate.not_valid_after_utc:
+        raise ConfigError(f"{plan.root} is not valid now")
+    signer = FileSigner.load(plan.root_key, plan.root_passphrase)
+    if signer.spki != certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo):
+        raise ConfigError(f"{plan.root_key} is not the key of {plan.root}")
+    return certificate, signer
 
 
 def _make_tls(

@@ -26,8 +26,9 @@ from devicesim.line.ledger import Ledger, UnitRow
 from devicesim.line.runner import Line
 from devicesim.line.settings import Settings
 from devicesim.line.states import Failure, State, Way
-from devicesim.line.steps import World
+from devicesim.line.station import Hear
 from devicesim.line.voice import Voice
+from devicesim.line.world import World
 from devicesim.transport import ClientIdentity
 from tests.mqtt_pki import CLIENT, Party, Pki
 
@@ -47,10 +48,11 @@ class PaperEst:
     issued: dict[bytes, x509.Certificate] = field(default_factory=dict)
     holders: dict[str, set[bytes]] = field(default_factory=dict)
     asked: list[tuple[str, EnrolBy, bytes | CsrDraft]] = field(default_factory=list)
+    says_at: datetime | None = None
     mutex: threading.Lock = field(default_factory=threading.Lock)
 
-    def open(self, label: str, by: EnrolBy) -> PaperDoor:
-        return PaperDoor(self, label, by)
+    def open(self, label: str, by: EnrolBy, hear: Hear) -> PaperDoor:
+        return PaperDoor(self, label, by, hear)
 
     def take(self, label: str, by: EnrolBy, csr: bytes | CsrDraft) -> x509.Certificate:
         with self.mutex:
@@ -97,6 +99,7 @@ class PaperDoor:
     est: PaperEst
     label: str
     by: EnrolBy
+    hear: Hear
 
     def cacerts(self) -> CaCerts:
         return CaCerts((self.est.pki.root,), self.est.pki.trust)
@@ -105,7 +108,11 @@ class PaperDoor:
         return CsrAttrs()
 
     def simpleenroll(self, csr: CsrDraft | bytes) -> x509.Certificate:
-        return self.est.take(self.label, self.by, csr)
+        try:
+            return self.est.take(self.label, self.by, csr)
+        finally:
+            if self.est.says_at is not None:
+                self.hear(self.est.says_at)
 
     def close(self) -> None:
         pass
@@ -121,6 +128,7 @@ class Watching:
 
     to_do: int = -1
     ends: list[tuple[str, str]] = field(default_factory=list)
+    notices: list[str] = field(default_factory=list)
 
     def begin(self, total: int, to_do: int) -> None:
         self.to_do = to_do
@@ -130,6 +138,9 @@ class Watching:
 
     def ended(self, unit: UnitRow, failure: Failure | None) -> None:
         self.ends.append((unit.device_id, failure.code.value if failure else "pass"))
+
+    def notice(self, text: str) -> None:
+        self.notices.append(text)
 
 
 @dataclass

@@ -1,8 +1,9 @@
-"""`devicesim announce`: watch what is announced, and verify it."""
+"""`devicesim announce`: watch what is announced, and verify it; see to what a station still owes."""
 
 from __future__ import annotations
 
 import csv
+import importlib
 import json
 import queue
 import sys
@@ -28,9 +29,32 @@ ANNOUNCER = click.option(
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 
 
-@click.group()
+class _WithSpool(click.Group):
+    """The commands about a station's own outbox too, where what reads a station's settings is installed."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names of all commands."""
+        return sorted([*super().list_commands(ctx), *_OF_THE_SPOOL])
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import one."""
+        if cmd_name not in _OF_THE_SPOOL:
+            return super().get_command(ctx, cmd_name)
+        module = importlib.import_module("devicesim.cli.announce_spool")
+        return getattr(module, cmd_name)  # type: ignore[no-any-return]  # each command has its name
+
+
+_OF_THE_SPOOL = ("dead", "flush", "status")
+
+
+@click.group(cls=_WithSpool)
 def announce() -> None:
-    """Watch and verify announcements."""
+    """Watch and verify announcements, and see to those that a station owes.
+
+    \b
+    devicesim announce status --config station/line.toml
+    devicesim announce tail --broker mqtts://localhost:8883 --cert registry.pem --key registry.key --trust root.pem
+    """
 
 
 @announce.command()

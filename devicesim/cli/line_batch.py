@@ -21,7 +21,7 @@ from devicesim.line.findings import Finding, InputInvalid
 from devicesim.line.leases import Share, load_lease, split
 from devicesim.line.rehearsal import Checked, Outcome, Rehearsal
 from devicesim.line.schemas import SCHEMAS
-from devicesim.line.steps import World
+from devicesim.line.world import World
 from devicesim.mqtt.topics import identifier
 
 

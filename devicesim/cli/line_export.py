@@ -22,8 +22,8 @@ from devicesim.exports.registry import format_named, formats_known
 from devicesim.line.assembly import open_ledger
 from devicesim.line.settings import load_settings
 from devicesim.line.station import Station
-from devicesim.line.steps import World
 from devicesim.line.terminal import table
+from devicesim.line.world import World
 from devicesim.trust import TrustAnchors, load_certificates
 
 SOME_LEFT_OUT = 4

@@ -17,7 +17,7 @@ from devicesim.errors import UsageProblem
 from devicesim.line.assembly import open_ledger
 from devicesim.line.ledger import Ledger
 from devicesim.line.settings import Settings, load_settings
-from devicesim.line.steps import World
+from devicesim.line.world import World
 from devicesim.mqtt.topics import identifier
 
 

@@ -11,6 +11,7 @@ from devicesim.errors import ConfigInvalid
 from devicesim.line.announcing import Announcing
 from devicesim.line.birth import Midwife
 from devicesim.line.crew import Duty
+from devicesim.line.hooks import Hooks, Telling
 from devicesim.line.known import load_sets
 from devicesim.line.labelling import Scan, open_labels
 from devicesim.line.ledger import Ledger
@@ -18,8 +19,8 @@ from devicesim.line.runner import Line
 from devicesim.line.settings import Mqtt, Settings
 from devicesim.line.statements import sealing
 from devicesim.line.station import Station
-from devicesim.line.steps import World
 from devicesim.line.voice import Voice
+from devicesim.line.world import World
 from devicesim.mqtt.announcer import Announcer
 from devicesim.mqtt.connection import BrokerUrl, MqttIdentity
 
@@ -28,6 +29,7 @@ def open_ledger(settings: Settings, world: World, *, operator: str = "", second:
     """Open the station's ledger for who is on duty; one that belongs to another station is refused."""
     every = settings.ledger.checkpoint_every
     ledger = Ledger(settings.ledger.path, clock=world.clock, way=settings.way(), checkpoint_every=every)
+    ledger.spool_max = settings.mqtt.spool_max if settings.mqtt else None
     ledger.duty = Duty(operator, second, settings.site.calendar())
     if ledger.place() != place(settings):
         ledger.close()
@@ -89,6 +91,7 @@ def open_line(
         world=world,
         stop=stop,
         labels=open_labels(settings.label, settings.site, scan) if settings.label else None,
+        hooks=Hooks.of(station, ledger, world),
     )
 
 
@@ -104,6 +107,16 @@ def announcing(settings: Settings, ledger: Ledger, world: World) -> Iterator[Ann
         Announcer(ledger.connect, BrokerUrl.parse(settings.mqtt.url), identity, clock=world.clock) as announcer,
         Announcing(ledger, announcer.drain, last_seconds=last_seconds) as running,
     ):
+        yield running
+
+
+@contextmanager
+def telling(line: Line) -> Iterator[Telling | None]:
+    """Tell `[hooks.done]` what is owed while the context lasts and once at its end; without it there is nothing to."""
+    if line.hooks is None or line.hooks.done is None:
+        yield None
+        return
+    with Telling(line.hooks) as running:
         yield running
 
 

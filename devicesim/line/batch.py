@@ -23,7 +23,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
@@ -78,6 +78,12 @@ class Unit:
         """Return what the ledger keeps of it."""
         names = ("device_id", "serial", "product", "hw_rev", "label", "key_type", "mac", "se_id", "group", "attrs_json")
         return {name: str(getattr(self, name)) for name in names}
+
+
+def unit_of(facts: Mapping[str, str]) -> Unit:
+    """Return the unit that a ledger keeps such facts of, asked for by its station."""
+    values: dict[str, Any] = dict(facts)
+    return Unit(**values)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,12 +16,13 @@ from pathlib import Path
 from devicesim.errors import ConfigInvalid, DeviceSimError, StorageError, VerificationFailed
 from devicesim.line.assembly import mqtt_identity, open_ledger
 from devicesim.line.batch import Batch, ByIdevid, ByOneTimePassword, ByStation, load_batch
+from devicesim.line.clock import ClockCheck
 from devicesim.line.findings import InputInvalid, errors_of
 from devicesim.line.labelling import open_labels
 from devicesim.line.leases import allotted
 from devicesim.line.settings import Settings, load_settings
 from devicesim.line.station import Station, read_identity, read_password
-from devicesim.line.steps import ClockCheck, World
+from devicesim.line.world import World
 from devicesim.mqtt.connection import BrokerUrl, MqttConnection
 from devicesim.trust import CMC_RA, extended_key_usage, may_authenticate_client
 from devicesim.wishes import LocalPolicy, choose_key_type
@@ -214,12 +215,13 @@ class Rehearsal:
         return f"{self.settings.est.url} is trusted; labels: {', '.join(label or '(none)' for label in labels)}"
 
     def _check_clock(self) -> str:
-        clock, server_at = self.settings.clock, self.station.server_time()
-        check = ClockCheck(clock.floor, clock.max_skew.total_seconds(), server_at, self.world.ticks())
-        check.check(self.world.clock(), self.world.ticks())
-        return (
-            "agrees with the EST server's" if server_at else "is after the floor; the EST server does not say its time"
-        )
+        told: list[str] = []
+        check = ClockCheck(self.settings.clock, self.world, told.append)
+        check.hear(self.station.server_time())
+        check.check()
+        if not check.knows_server:
+            return "is after the floor; the EST server does not say its time"
+        return "; ".join(told) or "agrees with the EST server's"
 
     def _check_wishes(self) -> str:
         own = self.settings.key.alg

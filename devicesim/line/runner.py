@@ -2,8 +2,9 @@
 
 Rules:
 - Slots never wait for each other; each keeps its own connection to the EST server.
-- A unit that fails leaves the line going. What would fail every unit stops it: the ledger's disk, the clock, and two
-  units in a row that could not reach the EST server or whose station it turned away.
+- A unit that fails leaves the line going. What would fail every unit stops it: the ledger's disk, the clock, what is
+  owed to others, and two units in a row that could not reach the EST server or the allow hook, or whose station the
+  server turned away.
 - Run again is resume: what has passed is left alone, what has failed is tried again, what was under way goes on.
 """
 
@@ -11,28 +12,32 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Protocol
 
-from devicesim.errors import ClockUntrustworthy, DeviceSimError, StorageError, Unreachable
+from devicesim.errors import Backlog, ClockUntrustworthy, DeviceSimError, StorageError, Unreachable
 from devicesim.line.batch import Batch, ByStation, Unit
 from devicesim.line.birth import Midwife
+from devicesim.line.clock import ClockCheck
+from devicesim.line.hooks import Hooks, Unasked
 from devicesim.line.labelling import Labels
 from devicesim.line.ledger import Ledger, UnitRow
+from devicesim.line.pacing import Gate
 from devicesim.line.settings import Settings
-from devicesim.line.states import Failure, FailureCode, State, failure_of
+from devicesim.line.states import Failure, FailureCode, State, failure_of, has_come_to
 from devicesim.line.station import Door, OpenEst
-from devicesim.line.steps import STEPS, ClockCheck, Stopped, Work, World, open_device, patiently
+from devicesim.line.steps import STEPS, Work, open_device
 from devicesim.line.voice import Voice
+from devicesim.line.world import Stopped, World
 from devicesim.mqtt.ulid import new_ulid
 from devicesim.trust import TrustAnchors
 
 STOP_AFTER = 2
 _STATION_CODES = frozenset({FailureCode.EST_NET, FailureCode.EST_AUTH})
-_STOPPING = (StorageError, ClockUntrustworthy)
+_STOPPING = (StorageError, ClockUntrustworthy, Backlog)
 
 
 class Watcher(Protocol):
@@ -43,6 +48,9 @@ class Watcher(Protocol):
 
     def ended(self, unit: UnitRow, failure: Failure | None) -> None:
         """Hear that a unit has passed, or failed."""
+
+    def notice(self, text: str) -> None:
+        """Hear what concerns all slots: that they wait, that they go on, that the clock is not quite right."""
 
 
 class Progress(Watcher, Protocol):
@@ -91,6 +99,7 @@ class Line:
         midwife: lets devices announce themselves; None when they do not.
         labels: prints labels and has them read back; None when units get none.
         stop: set to have every slot stop after its current step.
+        hooks: who else has a say, and who else is told.
     """
 
     settings: Settings
@@ -103,41 +112,53 @@ class Line:
     world: World
     stop: threading.Event
     labels: Labels | None = None
+    hooks: Hooks | None = None
 
     def run(self, batch: Batch, *, slots: int, progress: Progress) -> Failure | None:
         """Work on every unit of a batch that has not passed; return why the line stopped early, if it did."""
         self.ledger.open_batch(batch)
-        rows = {row.device_id: row for row in self.ledger.units(batch.id)}
-        to_do = [unit for unit in batch.units if self._is_open(rows[unit.device_id])]
-        progress.begin(len(batch.units), len(to_do))
+        return self.walk(batch.id, batch.units, slots=slots, progress=progress)
+
+    def walk(
+        self, batch_id: str, units: Sequence[Unit], *, slots: int, progress: Progress, until: State = State.RECORDED
+    ) -> Failure | None:
+        """Work on units of a batch that is in the ledger until they have come so far, as `run` does."""
+        rows = {row.device_id: row for row in self.ledger.units(batch_id)}
+        to_do = [unit for unit in units if self._is_open(rows[unit.device_id], until)]
+        progress.begin(len(units), len(to_do))
         if not to_do:
             return None
         enrols = any(not rows[unit.device_id].ended for unit in to_do)
-        return self.work(Planned(to_do), slots=min(slots, len(to_do)), enrols=enrols, progress=progress)
+        return self.work(Planned(to_do), slots=min(slots, len(to_do)), enrols=enrols, progress=progress, until=until)
 
-    def work(self, units: Units, *, slots: int, enrols: bool = True, progress: Watcher) -> Failure | None:
+    def work(
+        self, units: Units, *, slots: int, enrols: bool = True, progress: Watcher, until: State = State.RECORDED
+    ) -> Failure | None:
         """Have slots take units of an open batch until there are no more; return why the line stopped early."""
+        gate, clock = Gate(self.settings.est, self.world, progress.notice), self._clock(progress)
         try:
-            check = self._check_clock(enrols=enrols)
+            self._check_clock(clock, gate, enrols=enrols)
         except Unreachable as error:
             return failure_of(error, State.KEYED)
-        run = _Run(self, units, check, progress)
+        run = _Run(self, units, clock, gate, until, progress)
         with ThreadPoolExecutor(slots, thread_name_prefix="slot") as pool:
             futures = [pool.submit(run.slot, number) for number in range(1, slots + 1)]
         for future in futures:
             future.result()
         return run.stopped_by
 
-    def _is_open(self, row: UnitRow) -> bool:
-        return not row.ended or (row.birth == "pending" and self.midwife is not None)
+    def _is_open(self, row: UnitRow, until: State) -> bool:
+        to_do = not row.ended and not has_come_to(until, row.state)
+        return to_do or (row.birth == "pending" and self.midwife is not None)
 
-    def _check_clock(self, *, enrols: bool) -> ClockCheck:
+    def _clock(self, progress: Watcher) -> ClockCheck:
+        return ClockCheck(self.settings.clock, self.world, progress.notice)
+
+    def _check_clock(self, clock: ClockCheck, gate: Gate, *, enrols: bool) -> None:
         """Ask the EST server for its time, which also shows that it is there; only births need no server."""
-        clock = self.settings.clock
-        server_at = patiently(self.settings.est, self.world, self.server_time) if enrols else None
-        check = ClockCheck(clock.floor, clock.max_skew.total_seconds(), server_at, self.world.ticks())
-        check.check(self.world.clock(), self.world.ticks())
-        return check
+        if enrols:
+            clock.hear(gate.patiently(self.server_time))
+        clock.check()
 
 
 @dataclass
@@ -146,7 +167,9 @@ class _Run:
 
     line: Line
     units: Units
-    clock_check: ClockCheck
+    clock: ClockCheck
+    gate: Gate
+    until: State
     progress: Watcher
     stopped_by: Failure | None = None
     _in_a_row: int = 0
@@ -155,14 +178,19 @@ class _Run:
     def slot(self, number: int) -> None:
         """Take one unit after the other until there is none, or the line stops."""
         doors: dict[str, Door] = {}
+        hooks = self.line.hooks
         try:
             while not self.line.stop.is_set():
                 unit = self.units.take()
                 if unit is None:
                     return
+                if hooks is not None:
+                    hooks.hold()
                 self._provision(unit, number, doors)
         except Stopped:
             return
+        except Backlog as error:
+            self._halt(failure_of(error, State.RECORDED))
         except BaseException:
             self.line.stop.set()
             raise
@@ -179,13 +207,17 @@ class _Run:
 
     def _work(self, unit: Unit, slot: int, doors: dict[str, Door]) -> UnitRow:
         """Walk a unit along its states until it has passed or failed."""
-        world, ledger = self.line.world, self.line.ledger
+        world, ledger, hooks = self.line.world, self.line.ledger, self.line.hooks
+        if self.line.voice is not None:
+            ledger.check_spool()  # no certificate for a unit that could not pass
         row = ledger.begin_attempt(unit.device_id, attempt_id=new_ulid(world.clock(), world.randomness), slot=slot)
         door: Door | None = None
         try:
+            if hooks is not None and not has_come_to(State.ENROLLED, row.state):
+                hooks.admit(row, slot)
             door = self._door(unit, doors)
             work = self._prepare(unit, slot, door)
-            while not row.passed:
+            while not has_come_to(self.until, row.state):
                 if self.line.stop.is_set():
                     raise Stopped
                 row = STEPS[ledger.way.after(row.state)](work, row, world.ticks())
@@ -198,15 +230,18 @@ class _Run:
             if door is not None and door not in doors.values():
                 door.est.close()
         self._count(None)
-        self.progress.ended(row, None)
+        if row.passed:
+            self.progress.ended(row, None)
+            if hooks is not None:
+                hooks.hold()
         return row
 
     def _door(self, unit: Unit, doors: dict[str, Door]) -> Door:
         """Return the slot's own way to the server, or for a unit that asks for itself, one of its own."""
         if not isinstance(unit.enrol_by, ByStation):
-            return Door(self.line.open_est(unit.label, unit.enrol_by))
+            return Door(self.line.open_est(unit.label, unit.enrol_by, self.clock.hear))
         if unit.label not in doors:
-            doors[unit.label] = Door(self.line.open_est(unit.label, unit.enrol_by))
+            doors[unit.label] = Door(self.line.open_est(unit.label, unit.enrol_by, self.clock.hear))
         return doors[unit.label]
 
     def _prepare(self, unit: Unit, slot: int, door: Door) -> Work:
@@ -221,9 +256,11 @@ class _Run:
             settings=line.settings,
             ledger=line.ledger,
             trust=line.trust,
-            clock_check=self.clock_check,
+            clock=self.clock,
+            gate=self.gate,
             voice=line.voice,
             labels=line.labels,
+            hooks=line.hooks,
             world=line.world,
         )
 
@@ -233,17 +270,21 @@ class _Run:
         failure = failure_of(error, step)
         announce = voice.failed(row, failure, step) if voice else None
         failed = ledger.fail(unit.device_id, failure, step=step, announce=announce)
-        self._count(failure if isinstance(unit.enrol_by, ByStation) else None)
+        by_station = isinstance(unit.enrol_by, ByStation) and failure.code in _STATION_CODES
+        self._count(failure if by_station or isinstance(error, Unasked) else None)
         self.progress.ended(failed, failure)
         return failed
 
     def _count(self, failure: Failure | None) -> None:
-        """Stop the line when units in a row fail for a reason that is not theirs."""
+        """Stop the line when units in a row fail for a reason that is not theirs; None is any other end."""
         with self._mutex:
-            if failure is None or failure.code not in _STATION_CODES:
+            if failure is None:
                 self._in_a_row = 0
                 return
             self._in_a_row += 1
             if self._in_a_row >= STOP_AFTER and self.units.is_there_more():
-                self.stopped_by = failure
-                self.line.stop.set()
+                self._halt(failure)
+
+    def _halt(self, failure: Failure) -> None:
+        self.stopped_by = failure
+        self.line.stop.set()

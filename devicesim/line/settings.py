@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from datetime import UTC, datetime, time, timedelta
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
@@ -24,6 +24,7 @@ from devicesim.mqtt.topics import IDENTIFIER, identifier
 BUILD_FLOOR = datetime(2026, 11, 1, tzinfo=UTC)
 """No clock on a line that runs this code can rightly be earlier."""
 
+_RATE = re.compile(r"([1-9][0-9]{0,5})/([smh])")
 _DURATION = re.compile(r"([0-9]{1,6}(?:\.[0-9]{1,3})?)(ms|s|m|h|d)")
 _TIME_OF_DAY = re.compile(r"(?:[01][0-9]|2[0-3]):[0-5][0-9]")
 _SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -35,6 +36,26 @@ def duration(text: object) -> timedelta:
     if found is None:
         raise ValueError('a duration is written "200ms", "10s", "5m", "8h" or "7d"')
     return timedelta(seconds=float(found[1]) * _SECONDS[found[2]])
+
+
+class Rate(NamedTuple):
+    """So many in so many seconds."""
+
+    number: int
+    seconds: int
+
+    @property
+    def every_seconds(self) -> float:
+        """How far apart they are."""
+        return self.seconds / self.number
+
+
+def rate(text: object) -> Rate:
+    """Read `10/s`, `60/m` or `1000/h`."""
+    found = _RATE.fullmatch(text) if isinstance(text, str) else None
+    if found is None:
+        raise ValueError('a rate is written "10/s", "60/m" or "1000/h"')
+    return Rate(int(found[1]), int(_SECONDS[found[2]]))
 
 
 def _floor(value: object) -> datetime:
@@ -75,6 +96,16 @@ def _printer(where: object) -> object:
     is_program = isinstance(where, list) and where and all(isinstance(word, str) and word for word in where)
     open_printer(where if isinstance(where, str) or is_program else "")  # type: ignore[arg-type]  # a list of strings
     return tuple(where) if is_program else where  # type: ignore[arg-type]
+
+
+LOOPBACK = "(?:localhost|127\\.0\\.0\\.1|\\[::1\\])"
+_HOOK_URL = rf"(?:{_url_pattern('https')}|http://{LOOPBACK}(?::[0-9]{{1,5}})?(?:/\S*)?)"
+
+
+def _hook_url(text: str) -> str:
+    if re.fullmatch(_HOOK_URL, text) is None or not urlsplit(text).hostname:
+        raise ValueError("is a URL https://HOST, or http:// on this machine alone, without a password")
+    return text
 
 
 def _zone(name: object) -> ZoneInfo:
@@ -121,6 +152,9 @@ PrinterName = Annotated[
         }
     ),
 ]
+RateLimit = Annotated[Rate, BeforeValidator(rate), _patterned(_RATE.pattern)]
+HookUrl = Annotated[str, AfterValidator(_hook_url), _patterned(_HOOK_URL)]
+HookProgram = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1, max_length=64)]
 Whole = Annotated[int, Field(strict=True)]
 """A whole number, written as one: neither "4" nor true."""
 
@@ -163,6 +197,8 @@ class Est(Section):
     Attributes:
         retries: attempts after the first; then the unit fails with E-EST-NET and can be run again.
         backoff, backoff_max: the first pause between attempts and the longest; each is doubled, with jitter.
+        rate: enrolments at most, over all slots; `burst` of them may go at once after a quiet time.
+        breaker: failures in a row, over all slots, after which one slot tries for all.
     """
 
     url: HttpsUrl
@@ -174,6 +210,9 @@ class Est(Section):
     retries: Annotated[Whole, Field(ge=0, le=20)] = 5
     backoff: Duration = timedelta(milliseconds=200)
     backoff_max: Duration = timedelta(seconds=10)
+    rate: RateLimit | None = None
+    burst: Annotated[Whole, Field(ge=1, le=10_000)] = 1
+    breaker: Annotated[Whole, Field(ge=1, le=1000)] = 5
 
 
 class Key(Section):
@@ -184,10 +223,20 @@ class Key(Section):
 
 
 class Clock(Section):
-    """`[clock]`: no enrolment before `floor`, or further than `max_skew` from the EST server's own clock."""
+    """`[clock]`: no enrolment before `floor`, or further than `max_skew` from the EST server's own clock.
+
+    Attributes:
+        warn_skew: further away than this is told; a jump of more than this during a run stops it.
+    """
 
     floor: Floor = BUILD_FLOOR
     max_skew: Duration = timedelta(minutes=5)
+    warn_skew: Duration = timedelta(seconds=30)
+
+    @property
+    def warn_seconds(self) -> float:
+        """What is worth a word: `warn_skew`, and never more than what stops the line."""
+        return min(self.warn_skew, self.max_skew).total_seconds()
 
 
 class LedgerSection(Section):
@@ -236,6 +285,7 @@ class Mqtt(Section):
         trust: the broker's trust anchors; those of `[est]` when it is left out.
         birth: each device also connects with the certificate it just got, and says so itself.
         drain: how long the end of a run waits for the broker to take what is owed.
+        spool_max: how many announcements may be owed; then the line stops, because PASS owes one more.
     """
 
     url: MqttsUrl
@@ -243,6 +293,44 @@ class Mqtt(Section):
     trust: Path | None = None
     birth: Annotated[bool, Field(strict=True)] = True
     drain: Duration = timedelta(seconds=20)
+    spool_max: Annotated[Whole, Field(ge=1, le=10_000_000)] = 10_000
+
+
+class Hook(Section):
+    """Somebody else who is asked or told: a URL that takes JSON, or a program with its arguments that reads it.
+
+    Attributes:
+        call: "https://HOST/PATH", "http://127.0.0.1:PORT/PATH", or ["PROGRAM", "ARGUMENT"].
+        timeout: how long an answer may take.
+        token_file: whose first line is sent as a bearer token; readable by nobody else.
+        trust: the anchors of an https URL; those of `[est]` when it is left out.
+        sign: the body is a DSSE envelope, signed by the station, instead of the plain JSON in it.
+    """
+
+    call: HookUrl | HookProgram
+    timeout: Duration = timedelta(seconds=2)
+    token_file: Path | None = None
+    trust: Path | None = None
+    sign: Annotated[bool, Field(strict=True)] = False
+
+
+class AllowHook(Hook):
+    """`[hooks.allow]`: asked before a unit gets a certificate. `on_error`: what an answer that does not come means."""
+
+    on_error: Literal["deny", "allow"]
+
+
+class DoneHook(Hook):
+    """`[hooks.done]`: told of every PASS. `on_error`: the line stops until it is heard, or it is owed, in order."""
+
+    on_error: Literal["stop", "queue"]
+
+
+class Hooks(Section):
+    """`[hooks]`: who else has a say, and who else is told."""
+
+    allow: AllowHook | None = None
+    done: DoneHook | None = None
 
 
 class Settings(Section):
@@ -257,6 +345,7 @@ class Settings(Section):
     operators: dict[Identifier, frozenset[Role]] = Field(default_factory=dict)
     mqtt: Mqtt | None = None
     label: Labelling | None = None
+    hooks: Hooks = Hooks()
 
     def crew(self) -> Crew:
         """Return the people of `[operators]`: a badge and its roles, `"op-113" = ["operate", "rework"]`."""
@@ -289,6 +378,12 @@ def _anchored(settings: Settings, base: Path) -> Settings:
         "ledger": at(settings.ledger, "path").model_copy(update={"known_sets": known_sets}),
         "mqtt": settings.mqtt and at(settings.mqtt, "trust"),
         "label": settings.label and _label_at(at(settings.label, "template"), base),
+        "hooks": settings.hooks.model_copy(
+            update={
+                name: hook and at(hook, "token_file", "trust")
+                for name, hook in (("allow", settings.hooks.allow), ("done", settings.hooks.done))
+            }
+        ),
     }
     return settings.model_copy(update=changes)
 
@@ -299,84 +394,3 @@ def _label_at(label: Section, base: Path) -> Section:
     if not isinstance(label.printer, str) or not label.printer.startswith("file:"):
         return label
     return label.model_copy(update={"printer": f"file:{base / label.printer.removeprefix('file:')}"})
-
-
-def template(
-    *, site: str, line: str, station: str, est: str, trust: str, cert: str, key: str, label: str, mqtt: str | None
-) -> str:
-    """Write a commented `line.toml`. Values are quoted as TOML basic strings."""
-    quoted = {name: _quote(value) for name, value in locals().items() if isinstance(value, str)}
-    text = _TEMPLATE.format_map(quoted)
-    return _aligned(text + (_MQTT.format_map(quoted) if mqtt else _NO_MQTT))
-
-
-def _aligned(text: str) -> str:
-    """Let all remarks begin in one column, as far as the values leave room."""
-    parts = [line.rsplit("  # ", 1) for line in text.splitlines()]
-    return "".join(f"{part[0].rstrip():<38}  # {part[1]}\n" if len(part) == 2 else f"{part[0]}\n" for part in parts)
-
-
-def _quote(text: str) -> str:
-    escaped = "".join(f"\\u{ord(c):04x}" if c in '"\\' or ord(c) < 32 or ord(c) == 127 else c for c in text)
-    return f'"{escaped}"'
-
-
-_TEMPLATE = """\
-# A provisioning station. Paths are relative to this file; unknown keys are errors.
-
-[site]
-id = {site}
-line = {line}
-station = {station}            # also the common name of the station's certificate
-slots = 4                      # units worked on at the same time
-# timezone = "Europe/Berlin"
-# shifts = {{ early = "06:00", late = "14:00", night = "22:00" }}
-
-[est]
-url = {est}
-trust = {trust}                # the CA that the EST server and its certificates chain to
-cert = {cert}                  # the station's certificate: it asks on behalf of its units (id-kp-cmcRA)
-key = {key}                    # readable by nobody else: chmod 600
-label = {label}                # where a unit or its product names none
-timeout = "10s"
-retries = 5                    # after a lost answer: same key, same names, so the same certificate
-backoff = "200ms"
-backoff_max = "10s"
-
-[key]
-alg = "EC-P256"                # what a device makes unless its product says otherwise
-devices = "devices"            # where the simulated devices keep their keys
-
-[clock]
-floor = "build"                # no enrolment before this: "build" or 2027-01-01T00:00:00Z
-max_skew = "5m"                # nor further than this from the EST server's clock
-
-[ledger]
-path = "line.db"
-checkpoint_every = 500         # events between two checkpoints that the station signs
-# known_sets = ["l1.set"]      # what other lines have used up: `devicesim ledger export-set`
-
-# [rework]
-# old_certificate = "revoke"   # of a unit re-issued or scrapped; "lapse": left to expire
-
-# [label]                      # a label for each unit, scanned back before it passes
-# printer = "tcp://127.0.0.1:9100"
-# template = "gw2.label"
-# scan_back = true
-
-# [operators]                  # who works here; scrap and re-issue need two of them
-# "op-113" = ["operate", "rework"]
-# "op-007" = ["operate", "approve"]
-"""
-_MQTT = """
-[mqtt]
-url = {mqtt}
-domain = "est"
-birth = true                   # each device connects with its new certificate and says so itself
-drain = "20s"                  # how long the end of a run waits for the broker
-"""
-_NO_MQTT = """
-# Announce what was provisioned: name a broker.
-# [mqtt]
-# url = "mqtts://broker.example:8883"
-"""

@@ -25,7 +25,7 @@ from devicesim.line.batch import Batch, Unit
 from devicesim.line.crew import Act, Crew, OperatorRefused
 from devicesim.line.ledger import Ledger, UnitRow
 from devicesim.line.states import Failure, FailureCode, State
-from devicesim.line.steps import Stopped
+from devicesim.line.world import Stopped
 from devicesim.mqtt.topics import identifier
 
 BADGE_PREFIX = "B:"
@@ -171,6 +171,11 @@ class Shift:
                 self._is_over = True
             self._show_next()
             self._changed.notify_all()
+
+    def notice(self, text: str) -> None:
+        """Show what concerns all slots."""
+        with self._changed:
+            self._tell("info", text)
 
     # --- what is scanned --------------------------------------------------------------------------------------------
 

@@ -26,6 +26,9 @@ from devicesim.transport import ClientIdentity
 from devicesim.trust import CMC_RA, TrustAnchors, extended_key_usage
 
 CHECKPOINT = "application/vnd.estline.ledger-checkpoint.v1+json"
+CSR_BUNDLE = "application/vnd.estline.csr-bundle.v1+json"
+CERT_BUNDLE = "application/vnd.estline.cert-bundle.v1+json"
+HOOK = "application/vnd.estline.hook.v1+json"
 KNOWN_SET = "application/vnd.estline.known-set.v1+json"
 YIELD = "application/vnd.estline.line-yield.v1+json"
 YIELD_PAGE = "application/vnd.estline.line-yield-page.v1+json"

@@ -18,11 +18,13 @@ from enum import StrEnum
 from typing import Self
 
 from devicesim.errors import (
+    Backlog,
     BadAnswer,
     CannotComply,
     ClockUntrustworthy,
     ConfigInvalid,
     Conflict,
+    Denied,
     DeviceSimError,
     EstRefused,
     KeyStoreError,
@@ -54,6 +56,13 @@ class State(StrEnum):
 ORDER: tuple[State, ...] = tuple(state for state in State if state is not State.SCRAPPED)
 PASSED = frozenset({State.RECORDED, State.ANNOUNCED})
 ENDED = PASSED | {State.SCRAPPED}
+
+
+def has_come_to(state: State, now: State) -> bool:
+    """Tell whether a unit that stands at `now` has come to a state, or is past it."""
+    return now is State.SCRAPPED or ORDER.index(now) >= ORDER.index(state)
+
+
 _OPTIONAL = frozenset({State.LABELLED})
 
 
@@ -108,7 +117,7 @@ _AGAIN = "run the batch again"
 _MEANING: dict[FailureCode, tuple[int, str]] = {  # exit code, advice
     FailureCode.SCAN: (10, "scan it again; a code that cannot be read is replaced, a wrong unit set aside"),
     FailureCode.DUPLICATE: (5, "set it aside: something of it belongs to another unit; scrap one of the two"),
-    FailureCode.POLICY: (7, "have the server's CSR attributes or this station's key type changed"),
+    FailureCode.POLICY: (7, "have the unit allowed, or the server's CSR attributes or this station's key type changed"),
     FailureCode.KEY: (8, "check the device's key store and its connection, then " + _AGAIN),
     FailureCode.CSR: (10, "the device makes wrong requests: check its firmware, then " + _AGAIN),
     FailureCode.CLOCK: (13, "set the station's clock, then " + _AGAIN),
@@ -119,7 +128,7 @@ _MEANING: dict[FailureCode, tuple[int, str]] = {  # exit code, advice
     FailureCode.INSTALL: (8, "check the device; if its store was replaced, re-issue the unit"),
     FailureCode.VERIFY: (10, "the device does not hold what it was given: re-issue the unit, or scrap it"),
     FailureCode.LABEL: (10, "set the label aside, print it again and scan it back"),
-    FailureCode.MQTT: (9, "check the broker, then " + _AGAIN + ": what is owed is sent"),
+    FailureCode.MQTT: (9, "check the broker, and who hears of a PASS, then " + _AGAIN + ": what is owed is sent"),
     FailureCode.DISK: (12, "free some space or mend the disk, then " + _AGAIN),
     FailureCode.OPERATOR: (2, "have it done by somebody whom [operators] lists for it"),
 }
@@ -148,6 +157,8 @@ _BY_ERROR: tuple[tuple[type[DeviceSimError], FailureCode], ...] = (  # the first
     (Locked, FailureCode.KEY),
     (StorageError, FailureCode.DISK),
     (BadAnswer, FailureCode.CERT),
+    (Backlog, FailureCode.MQTT),
+    (Denied, FailureCode.POLICY),
 )
 _BY_STEP: dict[State, FailureCode] = {  # what a failed check means depends on what was being checked
     State.KEYED: FailureCode.KEY,

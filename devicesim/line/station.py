@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -29,6 +28,7 @@ from devicesim.line.findings import Finding, InputInvalid, read_bounded
 from devicesim.line.settings import Est as EstSection
 from devicesim.line.settings import Settings
 from devicesim.mqtt.connection import common_name
+from devicesim.replies import http_date
 from devicesim.transport import ClientIdentity, Connection, TlsSettings
 from devicesim.trust import TrustAnchors, load_certificates
 
@@ -52,7 +52,9 @@ class Est(Protocol):
         """Let go of the connection."""
 
 
-OpenEst = Callable[[str, EnrolBy], Est]
+Hear = Callable[[datetime], None]
+"""Hears the EST server's own time with every answer."""
+OpenEst = Callable[[str, EnrolBy, Hear], Est]
 """Opens the way to the EST server: under a label, as whoever asks."""
 
 
@@ -108,7 +110,7 @@ class Station:
             raise InputInvalid(findings)
         return cls(settings, identity, trust)
 
-    def open_est(self, label: str, by: EnrolBy) -> EstClient:
+    def open_est(self, label: str, by: EnrolBy, hear: Hear | None = None) -> EstClient:
         """Return a client that asks as the station, or as the unit itself."""
         est = self.settings.est
         credentials: Credentials | None = None
@@ -124,6 +126,7 @@ class Station:
             credentials=credentials,
             identity=shown,
             timeout_seconds=est.timeout.total_seconds(),
+            on_date=hear,
         )
 
     def server_time(self) -> datetime | None:
@@ -139,11 +142,7 @@ def server_time(est: EstSection, identity: ClientIdentity, trust: TrustAnchors) 
         answer = connection.exchange("GET", address.path("cacerts"), {"User-Agent": "devicesim", "Accept": "*/*"})
     finally:
         connection.close()
-    text = next((value for name, value in answer.headers.items() if name.lower() == "date"), "")
-    try:
-        return parsedate_to_datetime(text).astimezone(UTC)
-    except ValueError:
-        return None
+    return http_date(answer.headers.get("date", ""))
 
 
 def read_password(path: Path) -> bytes:

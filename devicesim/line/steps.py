@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from hashlib import sha256
 from pathlib import Path
-from typing import TypeVar, Unpack
+from typing import Unpack
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -26,71 +26,23 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from devicesim.check import check_certificate
 from devicesim.csr import CsrDraft, key_type_of, load_csr, spki
 from devicesim.device import Device, DeviceIdentity
-from devicesim.errors import ClockUntrustworthy, VerificationFailed
+from devicesim.errors import VerificationFailed
 from devicesim.keystore import FileKeyStore
 from devicesim.line.batch import ByStation, Unit
+from devicesim.line.clock import ClockCheck
+from devicesim.line.hooks import Hooks
 from devicesim.line.labelling import Labels, check_label
 from devicesim.line.ledger import Ledger, UnitRow, Why
 from devicesim.line.ledger.edges import Learned
+from devicesim.line.pacing import Gate
 from devicesim.line.reasons import Reason
-from devicesim.line.settings import Est, Settings
+from devicesim.line.settings import Settings
 from devicesim.line.states import State
 from devicesim.line.station import Door
 from devicesim.line.voice import Voice
+from devicesim.line.world import World
 from devicesim.mqtt.connection import common_name
-from devicesim.retry import Patience, retrying
 from devicesim.trust import TrustAnchors
-
-T = TypeVar("T")
-WAIT_MAX_SECONDS = 120.0
-"""How long a unit waits for one answer, in all; a server that asks for more patience has it at the next run."""
-
-
-@dataclass(frozen=True, slots=True)
-class World:
-    """What the line takes from outside, so that a test can hand it something else.
-
-    Attributes:
-        clock: aware UTC time.
-        ticks: seconds that only grow, for durations.
-        wait: sleep so long; True when the line is to stop instead.
-        jitter: a number in [0, 1).
-        randomness: n random bytes.
-    """
-
-    clock: Callable[[], datetime]
-    ticks: Callable[[], float]
-    wait: Callable[[float], bool]
-    jitter: Callable[[], float]
-    randomness: Callable[[int], bytes]
-
-
-class Stopped(Exception):
-    """The line is stopping; the unit goes on from here at the next run."""
-
-
-@dataclass(frozen=True, slots=True)
-class ClockCheck:
-    """No certificate is asked for by a clock that cannot be right.
-
-    Attributes:
-        server_at, measured_at: the EST server's time, and our ticks when it said so; None when it sends no `Date`.
-    """
-
-    floor: datetime
-    max_skew_seconds: float
-    server_at: datetime | None
-    measured_at: float
-
-    def check(self, now: datetime, ticks: float) -> None:
-        """Raise unless `now` is after the floor and agrees with the server's clock as it has gone on since."""
-        if now < self.floor:
-            raise ClockUntrustworthy(f"the clock says {now:%Y-%m-%d %H:%M} UTC, before {self.floor:%Y-%m-%d}")
-        if self.server_at is None:
-            return
-        skew = abs((now - self.server_at).total_seconds() - (ticks - self.measured_at))
-        if skew > self.max_skew_seconds:
-            raise ClockUntrustworthy(f"the clock is {skew:.0f} s away from the EST server's")
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,18 +57,20 @@ class Work:
     settings: Settings
     ledger: Ledger
     trust: TrustAnchors
-    clock_check: ClockCheck
+    clock: ClockCheck
+    gate: Gate
     voice: Voice | None
     labels: Labels | None
+    hooks: Hooks | None
     world: World
 
     # --- the steps --------------------------------------------------------------------------------------------------
 
     def make_key(self, row: UnitRow, started: float) -> UnitRow:
         """Have the device make its key and request."""
-        self.clock_check.check(self.world.clock(), self.world.ticks())
+        self.clock.check()
         self._forget_an_ended_draft(row)
-        wishes = self.patiently(lambda: self.door.csrattrs)
+        wishes = self.gate.patiently(lambda: self.door.csrattrs)
         draft = self.device.draft(wishes, key_type=row.facts["key_type"] or self.settings.key.alg)
         return self._advance(row, State.KEYED, started, spki_sha256=sha256(spki(draft.key)).hexdigest())
 
@@ -138,10 +92,14 @@ class Work:
     def enrol(self, row: UnitRow, started: float) -> UnitRow:
         """Send the request, and check the certificate that comes back before it is written down."""
         assert row.csr is not None
-        self.clock_check.check(self.world.clock(), self.world.ticks())
         csr = row.csr if isinstance(self.unit.enrol_by, ByStation) else self._draft(row)
-        certificate = self.patiently(lambda: self.door.est.simpleenroll(csr))
-        chain = self.patiently(lambda: self.door.cacerts).certificates
+
+        def ask() -> x509.Certificate:
+            self.clock.check()
+            return self.door.est.simpleenroll(csr)
+
+        certificate = self.gate.patiently(ask, enrols=True)
+        chain = self.gate.patiently(lambda: self.door.cacerts).certificates
         check_certificate(certificate, load_csr(row.csr), chain=chain, trust=self.trust, now=self.world.clock())
         return self._advance(
             row,
@@ -153,7 +111,7 @@ class Work:
 
     def install(self, row: UnitRow, started: float) -> UnitRow:
         """Have the device check and install its certificate, all of it or nothing."""
-        chain = self.patiently(lambda: self.door.cacerts).certificates
+        chain = self.gate.patiently(lambda: self.door.cacerts).certificates
         self.device.install(_certificate(row), chain=chain, trust=self.trust, now=self.world.clock())
         return self._advance(row, State.INSTALLED, started)
 
@@ -192,13 +150,10 @@ class Work:
             took_ms=self._since(started),
             announce=announce,
             birth=mqtt is not None and mqtt.birth,
+            push=self.hooks.push_of(row) if self.hooks else None,
         )
 
     # --- parts ------------------------------------------------------------------------------------------------------
-
-    def patiently(self, ask: Callable[[], T]) -> T:
-        """Ask the server, again after a lost answer or a "not now"."""
-        return patiently(self.settings.est, self.world, ask)
 
     def _draft(self, row: UnitRow) -> CsrDraft:
         """Return the device's request as it was written down: the same key and names every time."""
@@ -262,22 +217,6 @@ STEPS: dict[State, Callable[[Work, UnitRow, float], UnitRow]] = {
 """State → the step that leads to it. Which of them a unit walks, and in which order, is the ledger's `way`."""
 
 
-def patiently(est: Est, world: World, ask: Callable[[], T]) -> T:
-    """Ask the server, again after a lost answer or a "not now", with growing pauses, then give up."""
-
-    def pause(seconds: float) -> None:
-        if world.wait(seconds):
-            raise Stopped
-
-    patience = Patience(
-        attempts=est.retries + 1,
-        total_seconds=WAIT_MAX_SECONDS,
-        first_seconds=est.backoff.total_seconds(),
-        longest_seconds=est.backoff_max.total_seconds(),
-    )
-    return retrying(ask, sleep=pause, random=world.jitter, patience=patience)
-
-
 def _certificate(row: UnitRow) -> x509.Certificate:
     assert row.certificate is not None
     return x509.load_der_x509_certificate(row.certificate)
@@ -287,6 +226,3 @@ def open_device(settings: Settings, device_id: str, clock: Callable[[], datetime
     """Return a simulated device and its store, as a restart would find them."""
     store = FileKeyStore(Path(settings.key.devices) / device_id)
     return Device(device_id, store=store, clock=clock), store
-
-
-__all__ = ["STEPS", "ClockCheck", "Stopped", "Work", "World", "open_device", "patiently"]

@@ -49,6 +49,10 @@ class PlainProgress:
             word = f"FAIL {failure.code} {failure.text}" if failure else "PASS"
             self._say(f"[{self._done}/{self._to_do}] {unit.device_id} {word}")
 
+    def notice(self, text: str) -> None:
+        """Say what concerns all slots."""
+        self._say(f"-- {text}")
+
 
 class BarProgress:
     """A bar with what each slot is doing; failures stay on the screen."""
@@ -86,6 +90,10 @@ class BarProgress:
         self._bar.advance(self._task)
         if failure:
             self._bar.console.print(f"FAIL {unit.device_id} {failure.code} {failure.text}", markup=False)
+
+    def notice(self, text: str) -> None:
+        """Leave what concerns all slots to be read."""
+        self._bar.console.print(f"-- {text}", markup=False)
 
 
 def report_text(report: Report) -> str:

@@ -57,7 +57,7 @@ class Voice:
         assert unit.certificate is not None
         assert unit.spki_sha256 is not None
         data = {
-            **_unit(unit),
+            **unit_facts(unit),
             "outcome": "pass",
             "generation": unit.generation,
             "key": {"alg": key_alg, "origin": "device", "store": "file", "spki_sha256": unit.spki_sha256},
@@ -72,11 +72,11 @@ class Voice:
     def failed(self, unit: UnitRow, failure: Failure, step: State) -> Announce:
         """Return what announces that an attempt at a unit has failed on its way to `step`."""
         told = {"code": failure.code, "state": unit.state, "step": step}
-        return self._announce(EventType.FAILED, unit, {**_unit(unit), "outcome": "fail", "failure": told})
+        return self._announce(EventType.FAILED, unit, {**unit_facts(unit), "outcome": "fail", "failure": told})
 
     def scrapped(self, unit: UnitRow, why: Why) -> Announce:
         """Return what announces that a unit was taken off the line for ever."""
-        data = {**_unit(unit), "outcome": "scrapped", "reason": why.reason, "was": unit.state}
+        data = {**unit_facts(unit), "outcome": "scrapped", "reason": why.reason, "was": unit.state}
         if unit.certificate is not None:
             data["cert"] = cert_facts(x509.load_der_x509_certificate(unit.certificate))
         return self._announce(EventType.SCRAPPED, unit, data)
@@ -113,7 +113,8 @@ def cert_facts(certificate: x509.Certificate) -> dict[str, str]:
     }
 
 
-def _unit(unit: UnitRow) -> dict[str, Any]:
+def unit_facts(unit: UnitRow) -> dict[str, Any]:
+    """Name a unit and the attempt it is in."""
     facts = {"serial": unit.facts["serial"], "model": unit.facts["product"], "hw_rev": unit.facts["hw_rev"]}
     return {
         "device_id": unit.device_id,

@@ -8,6 +8,7 @@ caller's open connection and never commit.
 from __future__ import annotations
 
 import sqlite3
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -34,6 +35,10 @@ CREATE TABLE IF NOT EXISTS event_counter (
 """
 
 
+DEAD_AFTER = 10
+"""Refusals by a broker, with doubled pauses between them, that make a row a dead letter: an hour and a half of them."""
+
+
 @dataclass(frozen=True, slots=True)
 class OutboxRow:
     """One owed announcement."""
@@ -55,22 +60,55 @@ def add(conn: sqlite3.Connection, *, id: str, topic: str, payload: bytes, retain
 
 
 def pending(conn: sqlite3.Connection, limit: int, *, at: datetime | None = None) -> list[OutboxRow]:
-    """Return the oldest owed rows, oldest first; with `at`, only those whose next attempt is due then."""
+    """Return the oldest owed rows, oldest first; with `at`, only those to be offered then: due, and not dead."""
     rows = conn.execute(
         "SELECT id, topic, payload, retain, tries, reason FROM outbox"
-        " WHERE done_at IS NULL AND next_at <= ? ORDER BY seq LIMIT ?",
-        ("9999" if at is None else _stamp(at), limit),
+        " WHERE done_at IS NULL AND next_at <= ? AND tries < ? ORDER BY seq LIMIT ?",
+        ("9999" if at is None else _stamp(at), sys.maxsize if at is None else DEAD_AFTER, limit),
     )
-    return [
-        OutboxRow(id_, topic, bytes(payload), bool(retain), tries, why)
-        for id_, topic, payload, retain, tries, why in rows
-    ]
+    return [_row(*row) for row in rows]
 
 
 def pending_count(conn: sqlite3.Connection) -> int:
     """Count what is owed."""
     row = conn.execute("SELECT count(*) FROM outbox WHERE done_at IS NULL").fetchone()
     return int(row[0])
+
+
+def owes_as_many_as(conn: sqlite3.Connection, limit: int) -> bool:
+    """Tell whether at least so many are owed, counting no further."""
+    row = conn.execute("SELECT 1 FROM outbox WHERE done_at IS NULL LIMIT 1 OFFSET ?", (limit - 1,)).fetchone()
+    return row is not None
+
+
+def dead(conn: sqlite3.Connection, limit: int) -> list[OutboxRow]:
+    """Return the oldest dead letters: rows a broker has refused so often that they are no longer offered to one."""
+    rows = conn.execute(
+        "SELECT id, topic, payload, retain, tries, reason FROM outbox"
+        " WHERE done_at IS NULL AND tries >= ? ORDER BY seq LIMIT ?",
+        (DEAD_AFTER, limit),
+    )
+    return [_row(*row) for row in rows]
+
+
+def dead_count(conn: sqlite3.Connection) -> int:
+    """Count the dead letters; they stay owed."""
+    sql = "SELECT count(*) FROM outbox WHERE done_at IS NULL AND tries >= ?"
+    return int(conn.execute(sql, (DEAD_AFTER,)).fetchone()[0])
+
+
+def revive(conn: sqlite3.Connection, ids: Iterable[str] | None = None) -> int:
+    """Offer dead letters again, these or all of them; return how many."""
+    if ids is None:
+        sql = "UPDATE outbox SET tries = 0, next_at = '' WHERE done_at IS NULL AND tries >= ?"
+        return conn.execute(sql, (DEAD_AFTER,)).rowcount
+    sql = "UPDATE outbox SET tries = 0, next_at = '' WHERE done_at IS NULL AND tries >= ? AND id = ?"
+    return sum(conn.execute(sql, (DEAD_AFTER, id_)).rowcount for id_ in ids)
+
+
+def hasten(conn: sqlite3.Connection) -> None:
+    """Let every row that is owed and not dead be due at once."""
+    conn.execute("UPDATE outbox SET next_at = '' WHERE done_at IS NULL AND next_at <> ''")
 
 
 def mark_done(conn: sqlite3.Connection, ids: Iterable[str], at: datetime) -> None:
@@ -104,6 +142,10 @@ def next_sequence(conn: sqlite3.Connection, source: str) -> int:
         (source,),
     ).fetchone()
     return int(row[0])
+
+
+def _row(id_: str, topic: str, payload: bytes, retain: int, tries: int, reason: str | None) -> OutboxRow:
+    return OutboxRow(id_, topic, bytes(payload), bool(retain), tries, reason)
 
 
 def _stamp(at: datetime) -> str:

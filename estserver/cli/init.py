@@ -19,6 +19,11 @@ from estserver.cli.common import emit, json_option, now, read_secret
 @click.option("--key-type", type=click.Choice(CA_KEY_KINDS), default="P-256",
               show_default=True, help="Keys of root and issuing CA.")  # fmt: skip
 @click.option("--root-key-out", type=click.Path(path_type=Path, file_okay=False), help="Write the root key there.")
+@click.option("--root", type=click.Path(path_type=Path, dir_okay=False), metavar="ROOT.PEM",
+              help="Make the issuing CA below this root instead of a new one.")  # fmt: skip
+@click.option("--root-key", type=click.Path(path_type=Path, dir_okay=False), metavar="ROOT.KEY",
+              help="The key of --root: it signs once and is not copied.")  # fmt: skip
+@click.option("--root-passphrase-file", type=click.Path(path_type=Path, dir_okay=False), help="What --root-key needs.")
 @click.option("--passphrase-file", type=click.Path(path_type=Path, dir_okay=False), help="Encrypt the CA keys.")
 @click.option("--idevid", is_flag=True, help="Also a manufacturer hierarchy for factory birth certificates.")
 @click.option("--broker", default="", metavar="mqtts://HOST:PORT", help="MQTT broker to announce certificates to.")
@@ -29,6 +34,9 @@ def init(
     hosts: tuple[str, ...],
     key_type: str,
     root_key_out: Path | None,
+    root: Path | None,
+    root_key: Path | None,
+    root_passphrase_file: Path | None,
     passphrase_file: Path | None,
     idevid: bool,
     broker: str,
@@ -38,6 +46,7 @@ def init(
 
     \b
     estserver init certs --name Acme --host est.acme.example --root-key-out /media/usb
+    estserver init line2 --name "Acme line 2" --root certs/root.pem --root-key /media/usb/root.key
     """
     from estserver.home import Plan, found
 
@@ -47,6 +56,9 @@ def init(
         hosts=hosts,
         key_kind=key_type,
         root_key_out=root_key_out,
+        root=root,
+        root_key=root_key,
+        root_passphrase=read_secret(str(root_passphrase_file)) if root_passphrase_file is not None else None,
         passphrase=read_secret(str(passphrase_file)) if passphrase_file is not None else None,
         passphrase_file=passphrase_file.resolve() if passphrase_file is not None else None,
         idevid=idevid,

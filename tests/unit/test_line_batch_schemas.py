@@ -17,7 +17,8 @@ from pydantic import ValidationError
 from devicesim.cli import run
 from devicesim.line.batch import Head
 from devicesim.line.schemas import SCHEMAS
-from devicesim.line.settings import Settings, template
+from devicesim.line.settings import Settings
+from devicesim.line.template import template
 from devicesim.line.units_csv import COLUMNS
 
 ROOT = Path(__file__).parents[2]

@@ -19,8 +19,8 @@ from devicesim.line.ledger import UnitRow, Why
 from devicesim.line.reasons import Reason
 from devicesim.line.runner import STOP_AFTER
 from devicesim.line.states import FailureCode, State
-from devicesim.line.steps import Stopped
 from devicesim.line.trace import make_trace
+from devicesim.line.world import Stopped
 from tests.line_support import PaperLine, Watching
 from tests.unit.test_line_crash import Killed, dying
 

@@ -267,3 +267,41 @@ def test_a_unit_under_way_is_left_between_two_steps(paper):
     watching, _ = paper.run(batch)
     assert watching.ends == [("sn-0001", "pass"), ("sn-0002", "pass")]
     assert len(paper.est.asked) == 2
+
+
+def test_the_clock_is_looked_at_before_each_enrolment_by_what_the_last_answer_said(paper):
+    paper.est.says_at = paper.at + timedelta(seconds=60)
+    watching, _ = paper.run(paper.batch(2))
+    assert [end for _, end in watching.ends] == ["pass", "pass"]
+    assert watching.notices == ["the clock is 60 s away from the EST server's: have it set after this run"]
+    paper.est.says_at = paper.at + timedelta(seconds=600)
+    with pytest.raises(ClockUntrustworthy, match="600 s away"):
+        paper.run(paper.batch(2, batch_id="b2", first=3))
+    assert set(paper.est.holders) == {"sn-0001", "sn-0002", "sn-0003"}
+
+
+def test_a_clock_that_jumps_during_a_run_stops_it_and_nothing_is_lost(paper):
+    take = paper.est.take
+
+    def take_and_jump(*args):
+        paper.at += timedelta(hours=1)
+        return take(*args)
+
+    paper.est.take = take_and_jump
+    batch = paper.batch(3)
+    with pytest.raises(ClockUntrustworthy, match="jumped 3600 s forward") as caught:
+        paper.run(batch)
+    assert caught.value.exit_code == 13
+    paper.est.take = take
+    watching, _ = paper.run(batch)
+    assert {end for _, end in watching.ends} == {"pass"}
+    assert {len(keys) for keys in paper.est.holders.values()} == {1}
+
+
+def test_the_operator_sees_that_all_slots_wait_and_that_they_go_on(paper):
+    paper.settings = paper.settings.model_copy(update={"est": paper.settings.est.model_copy(update={"breaker": 2})})
+    paper.est.faults = deque(["down", "down"])
+    watching, _ = paper.run(paper.batch(2))
+    assert [end for _, end in watching.ends] == ["pass", "pass"]
+    assert watching.notices[0].endswith("then one tries: nobody answers")
+    assert watching.notices[1] == "the EST server answers again: all slots go on"

@@ -8,9 +8,10 @@ import pytest
 
 from devicesim.line.crew import Act
 from devicesim.line.findings import InputInvalid
-from devicesim.line.settings import BUILD_FLOOR, load_settings, template
+from devicesim.line.settings import BUILD_FLOOR, load_settings
 from devicesim.line.states import State
 from devicesim.line.station import Station
+from devicesim.line.template import template
 from tests.mqtt_pki import Pki
 
 MADE = {

@@ -21,6 +21,7 @@ GENESIS = "0" * 64
 COLUMNS = "seq, at, actor, kind, body, prev_hash, hash"
 ROWS = f"SELECT {COLUMNS} FROM event ORDER BY seq"  # noqa: S608 - a constant
 SINCE = f"SELECT {COLUMNS} FROM event WHERE seq > ? ORDER BY seq"  # noqa: S608 - a constant
+OF_KIND = f"SELECT {COLUMNS} FROM event WHERE kind = ? ORDER BY seq"  # noqa: S608 - a constant
 OF_DEVICE = f"SELECT {COLUMNS} FROM event WHERE json_extract(body, '$.device_id') = ? ORDER BY seq"  # noqa: S608 - a constant
 
 

@@ -10,8 +10,9 @@ from hashlib import sha256
 from typing import TypedDict
 
 from devicesim.errors import Conflict, StorageError
-from devicesim.line.ledger import guards
+from devicesim.line.ledger import guards, pushes
 from devicesim.line.ledger.disk import json_text, stamp
+from devicesim.line.ledger.pushes import MakePush
 from devicesim.line.ledger.rows import UnitRow
 from devicesim.line.ledger.writing import Announce, Writing
 from devicesim.line.states import Failure, State, Way
@@ -85,8 +86,16 @@ def advance(writing: Writing, way: Way, device_id: str, to: State, took_ms: floa
     writing.tell(to, {"device_id": device_id, **told(values)})
 
 
-def record(writing: Writing, way: Way, device_id: str, took_ms: float, announce: Announce | None, birth: bool) -> None:
-    """PASS: write the unit down as recorded and owe its announcement."""
+def record(
+    writing: Writing,
+    way: Way,
+    device_id: str,
+    took_ms: float,
+    announce: Announce | None,
+    birth: bool,
+    push: MakePush | None,
+) -> None:
+    """PASS: write the unit down as recorded and owe its announcement, and the telling of it to whoever is told."""
     unit = writing.unit(device_id)
     if unit.passed:
         return
@@ -98,6 +107,8 @@ def record(writing: Writing, way: Way, device_id: str, took_ms: float, announce:
         "UPDATE unit SET event_id = ?, birth = ?, recorded_seq = ? WHERE device_id = ?",
         (writing.owe(announce, place), "pending" if birth else "none", place.seq, device_id),
     )
+    if push is not None:
+        pushes.owe(writing, push(place))
 
 
 def fail(writing: Writing, device_id: str, failure: Failure, step: State, announce: Announce | None) -> None:

@@ -15,7 +15,7 @@ import json
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Self, Unpack
@@ -24,11 +24,12 @@ from devicesim.errors import ConfigInvalid, Locked
 from devicesim.line.batch import Batch
 from devicesim.line.crew import Actor, Duty
 from devicesim.line.known import KnownSets
-from devicesim.line.ledger import chain, checkpoints, edges, intake, labels, rework, rows, schema
+from devicesim.line.ledger import chain, checkpoints, edges, intake, labels, pushes, rework, rows, schema
 from devicesim.line.ledger.chain import ChainPlace, EventRow
 from devicesim.line.ledger.checkpoints import Checkpoint
 from devicesim.line.ledger.disk import exclusive, open_database, storage_errors
 from devicesim.line.ledger.edges import BirthFacts, Learned
+from devicesim.line.ledger.pushes import MakePush, Push
 from devicesim.line.ledger.rework import Why
 from devicesim.line.ledger.rows import AttemptRow, RevocationRow, SupersededRow, UnitRow
 from devicesim.line.ledger.writing import Announce, Writing, read_unit
@@ -59,6 +60,7 @@ class Ledger:
         duty: who is at the station; set it when somebody else takes over.
         seal: signs checkpoints as the station; None, and there are none.
         others: what other lines have used up.
+        spool_max: how many announcements may be owed; None for any number.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class Ledger:
         self.duty: Duty = EVERYBODY
         self.seal: Seal | None = None
         self.others: KnownSets = NO_OTHERS
+        self.spool_max: int | None = None
         self._clock, self._checkpoint_every = clock, checkpoint_every
         self._mutex = threading.RLock()
         if not path.is_file():
@@ -89,6 +92,12 @@ class Ledger:
     def connect(self) -> sqlite3.Connection:
         """Open a connection for the announcer, which commits and closes it itself."""
         return open_database(self.path, autocommit=False)
+
+    @contextmanager
+    def spool(self) -> Iterator[sqlite3.Connection]:
+        """Open a connection to the outbox for as long as the context lasts; what is not committed is let go of."""
+        with storage_errors(self.path), closing(self.connect()) as conn:
+            yield conn
 
     def close(self) -> None:
         """Close the file."""
@@ -164,6 +173,21 @@ class Ledger:
         with self._mutex, storage_errors(self.path):
             return outbox.pending_count(self._conn)
 
+    def check_spool(self) -> None:
+        """Raise Backlog when no further announcement may be owed."""
+        with self._mutex, storage_errors(self.path):
+            self._writing(None).check_spool()
+
+    def pushes(self, limit: int) -> list[Push]:
+        """Return the oldest PASSes that are still to be told (`[hooks.done]`), in order."""
+        with self._mutex, storage_errors(self.path):
+            return pushes.pending(self._conn, limit)
+
+    def pushes_owed(self) -> int:
+        """Count the PASSes that are still to be told."""
+        with self._mutex, storage_errors(self.path):
+            return pushes.count(self._conn)
+
     # --- one unit's way ---------------------------------------------------------------------------------------------
 
     def open_batch(self, batch: Batch) -> bool:
@@ -207,10 +231,15 @@ class Ledger:
             labels.printed(writing, device_id, label, why)
         return self.unit(device_id)
 
-    def record(self, device_id: str, *, took_ms: float, announce: Announce | None, birth: bool) -> UnitRow:
-        """PASS: write the unit down as recorded and owe its announcement, in one transaction."""
+    def record(
+        self, device_id: str, *, took_ms: float, announce: Announce | None, birth: bool, push: MakePush | None = None
+    ) -> UnitRow:
+        """PASS: write the unit down as recorded and owe what is to be told of it, in one transaction.
+
+        Raises Backlog when as many announcements are owed as may be: it has not passed then.
+        """
         with self._transaction() as writing:
-            edges.record(writing, self.way, device_id, took_ms, announce, birth=birth)
+            edges.record(writing, self.way, device_id, took_ms, announce, birth=birth, push=push)
         return self.unit(device_id)
 
     def fail(self, device_id: str, failure: Failure, *, step: State, announce: Announce | None) -> UnitRow:
@@ -233,6 +262,19 @@ class Ledger:
         """Move every recorded unit whose announcement the broker has confirmed to `announced`."""
         with self._transaction() as writing:
             return edges.settle_announced(writing)
+
+    def settle_push(self, push: Push, reason: str | None) -> None:
+        """Record that a PASS was heard of, or why it was not."""
+        with self._transaction() as writing:
+            if reason is None:
+                pushes.mark_done(writing, push)
+            else:
+                pushes.mark_failed(writing, push, reason)
+
+    def tell(self, kind: str, body: Mapping[str, object]) -> ChainPlace:
+        """Append an event that changes no unit."""
+        with self._transaction() as writing:
+            return writing.tell(kind, body)
 
     # --- rework -----------------------------------------------------------------------------------------------------
 
@@ -269,6 +311,10 @@ class Ledger:
                 yield from chain.checked(conn.execute(chain.ROWS))
         finally:
             conn.close()
+
+    def told(self, kind: str) -> list[EventRow]:
+        """Return the events of one kind, oldest first."""
+        return [EventRow._make(row) for row in self._read(chain.OF_KIND, kind)]
 
     def story(self, device_id: str) -> list[EventRow]:
         """Return the events that tell of one unit, oldest first."""
@@ -313,7 +359,7 @@ class Ledger:
     def _writing(self, slot: int | None) -> Writing:
         at, duty = self._clock(), self.duty
         by = Actor(**self._place, shift=duty.shifts.at(at), operator=duty.operator, second=duty.second, slot=slot)
-        return Writing(self._conn, at, by, self.others)
+        return Writing(self._conn, at, by, self.others, self.spool_max)
 
     @contextmanager
     def _rework(self) -> Iterator[tuple[Writing, bool]]:

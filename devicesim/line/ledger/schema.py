@@ -94,7 +94,15 @@ CREATE TABLE lease (
 CREATE TABLE checkpoint (seq INTEGER PRIMARY KEY, frontier BLOB NOT NULL, envelope BLOB NOT NULL);
 """
 
-SCRIPTS: tuple[str, ...] = (_FIRST, _WHO_REWORK_LEASES_CHECKPOINTS)
+_PUSHES = """
+CREATE TABLE push (
+  seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, device_id TEXT NOT NULL REFERENCES unit (device_id),
+  body TEXT NOT NULL, created_at TEXT NOT NULL, tries INTEGER NOT NULL DEFAULT 0, reason TEXT, done_at TEXT
+);
+CREATE INDEX push_owed ON push (seq) WHERE done_at IS NULL;
+"""
+
+SCRIPTS: tuple[str, ...] = (_FIRST, _WHO_REWORK_LEASES_CHECKPOINTS, _PUSHES)
 """What leads from one version of the schema to the next; version n is what the first n scripts make."""
 VERSION = len(SCRIPTS)
 

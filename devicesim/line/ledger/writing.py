@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Protocol
 
-from devicesim.errors import UsageProblem
+from devicesim.errors import Backlog, UsageProblem
 from devicesim.line.crew import Actor
 from devicesim.line.ledger import chain
 from devicesim.line.ledger.chain import ChainPlace
@@ -63,12 +63,14 @@ class Writing:
         at: the one time of everything written in it.
         by: who writes; `slot` is that of the attempt a unit is in.
         others: what other lines have used up.
+        spool_max: how many announcements may be owed at the end of it, or None.
     """
 
     conn: sqlite3.Connection
     at: datetime
     by: Actor
     others: Guarding
+    spool_max: int | None = None
 
     def unit(self, device_id: str) -> UnitRow:
         """Return one unit as it stands in this transaction."""
@@ -83,10 +85,22 @@ class Writing:
         """Append one event to the chain."""
         return chain.append(self.conn, self.at, self.by, kind, body)
 
+    def check_spool(self) -> None:
+        """Raise Backlog when no further announcement may be owed."""
+        if self.spool_max is not None and outbox.owes_as_many_as(self.conn, self.spool_max):
+            raise Backlog(
+                f"{self.spool_max} announcements are owed, which is [mqtt] spool_max",
+                advice="bring the broker back, or see `devicesim announce status`",
+            )
+
     def owe(self, announce: Announce | None, place: ChainPlace) -> str | None:
-        """Owe the announcement of an event of the chain; return its id, or None when nobody announces."""
+        """Owe the announcement of an event of the chain; return its id, or None when nobody announces.
+
+        Raises Backlog when as much is owed as may be: then nothing of the transaction is written.
+        """
         if announce is None:
             return None
+        self.check_spool()
         made = announce.make(Told(outbox.next_sequence(self.conn, announce.source), place, self.by))
         outbox.add(self.conn, id=made.id, topic=made.topic, payload=made.payload, retain=False, at=self.at)
         return made.id
