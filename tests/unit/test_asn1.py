@@ -115,6 +115,6 @@ def test_both_sides_read_what_the_server_writes() -> None:
 
 def test_a_template_without_wishes_keeps_its_mandatory_field() -> None:
     """S-X08: `attributes [1]` is always there; subject and key only where they are wanted."""
-    empty = csrattrs.request_template(subject=[], key_algorithm=None, extensions=[])
+    empty = csrattrs.request_template(subject=[], key=None, extensions=[])
     assert empty == maker.sequence(b"\x02\x01\x00", b"\xa1\x00")
     assert csrattrs.csr_attrs([]) == (VECTORS / "derived-csrattrs-empty-sequence.der").read_bytes()
