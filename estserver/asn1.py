@@ -299,7 +299,7 @@ def tbs_certificate(
         algorithm: AlgorithmIdentifier of the signature to come.
         issuer, subject: Names; `extensions` as for `extensions_der`.
     """
-    validity = write_tlv(_SEQUENCE, _time(not_before), _time(not_after))
+    validity = write_tlv(_SEQUENCE, time_der(not_before), time_der(not_after))
     wrapped = write_tlv(0xA3, extensions_der(extensions))
     number = write_tlv(_INTEGER, serial.to_bytes(serial.bit_length() // 8 + 1))
     return Der(write_tlv(_SEQUENCE, _VERSION_3, number, algorithm, issuer, validity, subject, spki, wrapped))
@@ -333,7 +333,7 @@ def octet_string(data: bytes) -> Der:
     return Der(write_tlv(0x04, data))
 
 
-def _time(at: datetime) -> bytes:
+def time_der(at: datetime) -> bytes:
     """Encode a time as UTCTime up to 2049 and as GeneralizedTime from then on (RFC 5280 §4.1.2.5)."""
     text = at.astimezone(UTC).isoformat()[:19].translate(_NO_MARKS).encode() + b"Z"
     return write_tlv(0x17, text[2:]) if 1950 <= at.year < _UTC_TIME_ENDS else write_tlv(0x18, text)
@@ -342,12 +342,13 @@ def _time(at: datetime) -> bytes:
 # --- answers --------------------------------------------------------------------------------------------------------
 
 _SIGNED_DATA = bytes.fromhex("06092a864886f70d010702")
+LISTS = 0xA1
 _DATA_CONTENT = bytes.fromhex("300b06092a864886f70d010701")
 
 
-def certs_only(certificates: Iterable[Der]) -> Der:
-    """Wrap certificates in a certs-only CMS message, without CRLs, content or signers (RFC 5652 §5.1)."""
-    bag = write_tlv(_CONTEXT_0, *sorted(certificates))  # DER orders a SET OF by its octets (X.690 §11.6)
+def certs_only(certificates: Iterable[Der], *, tag: int = _CONTEXT_0) -> Der:
+    """Wrap certificates, or lists with `LISTS`, in a CMS message without content or signers (RFC 5652 §5.1)."""
+    bag = write_tlv(tag, *sorted(certificates))  # DER orders a SET OF by its octets (X.690 §11.6)
     signed_data = write_tlv(_SEQUENCE, b"\x02\x01\x01", b"\x31\x00", _DATA_CONTENT, bag, b"\x31\x00")
     return Der(write_tlv(_SEQUENCE, _SIGNED_DATA, write_tlv(_CONTEXT_0, signed_data)))
 

@@ -20,6 +20,7 @@ from estserver import csr, weak_keys
 from estserver.attempt import Door
 from estserver.ca import IssuingCa
 from estserver.config import CaSection, LabelSection, Settings, explain_syntax
+from estserver.crl import subject_key_id
 from estserver.enroll import Enrollment
 from estserver.errors import ConfigError
 from estserver.identity import Anchor, AnchorSet, Authenticator, CredentialVerifier
@@ -30,6 +31,8 @@ from estserver.limits import Limits
 from estserver.model import Der
 from estserver.policy import Profile, parse_profile
 from estserver.sealing import Generator
+from estserver.status.delegate import responder_name
+from estserver.status.directory import status_urls
 
 PROFILES = Path("profiles")
 PEPPER = Path("private/credential.key")
@@ -100,8 +103,10 @@ def enrollment_of(
         AnchorSet([Anchor("estline", own.chain[-1])], own.hierarchy[:-1]),
         CredentialVerifier(read_bytes(settings.path(PEPPER))),
         implicit_trust=settings.implicit_trust,
+        lists=inventory.foreign,
     )
-    site_names = frozenset({settings.mqtt.name})
+    responders = {responder_name(ca.key_id, settings.storage.server_id) for ca in cas.values()}
+    site_names = frozenset({settings.mqtt.name, *responders})
     return Enrollment(
         doors,
         authenticator,
@@ -200,7 +205,8 @@ def load_ca(settings: Settings, section: CaSection) -> IssuingCa:
     passphrase = None
     if section.passphrase_file is not None:
         passphrase = read_bytes(settings.path(section.passphrase_file)).rstrip(b"\r\n")
-    return IssuingCa(certificate, chain, FileSigner.load(settings.path(section.key), passphrase))
+    urls = status_urls(section.status_url, subject_key_id(certificate))
+    return IssuingCa(certificate, chain, FileSigner.load(settings.path(section.key), passphrase), urls)
 
 
 def load_certificates(path: Path) -> list[Der]:

@@ -10,17 +10,18 @@ Rules (est-conformance section 11, RFC 5280 §4):
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from datetime import datetime
-from typing import cast
+from typing import BinaryIO, cast
 
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from cryptography.x509.oid import ExtensionOID
+from cryptography.x509.oid import AuthorityInformationAccessOID, ExtensionOID
 
-from estserver import asn1
+from estserver import asn1, crl
 from estserver.errors import ConfigError, InternalError, MalformedRequest
 from estserver.keys import Signer
 from estserver.model import Der, GeneralName, Grant, NameAttribute, Reservation, Serial
@@ -42,18 +43,46 @@ def serial_from(random_bytes: bytes) -> Serial:
     return Serial(int.from_bytes(random_bytes) >> 1 | 1 << 158)
 
 
+@dataclass(frozen=True, slots=True)
+class StatusUrls:
+    """Where relying parties find what became of a certificate (RFC 5280 §4.2.1.13, §4.2.2.1); empty: not said."""
+
+    crl: str = ""
+    ocsp: str = ""
+    issuer: str = ""
+
+    def extensions(self) -> list[tuple[str, bool, Der]]:
+        """Write them as extensions: one distribution point that is a URI, and the accesses."""
+        found, accesses = list[tuple[str, bool, Der]](), list[x509.AccessDescription]()
+        for method, url in ((_OCSP, self.ocsp), (_CA_ISSUERS, self.issuer)):
+            if url:
+                accesses.append(x509.AccessDescription(method, x509.UniformResourceIdentifier(url)))
+        if accesses:
+            found.append((_AIA, False, Der(x509.AuthorityInformationAccess(accesses).public_bytes())))
+        if self.crl:  # no cRLIssuer: who signs the certificate signs the list (RFC 5280 §4.2.1.13)
+            point = x509.DistributionPoint([x509.UniformResourceIdentifier(self.crl)], None, None, None)
+            found.append((_CRL_POINTS, False, Der(x509.CRLDistributionPoints([point]).public_bytes())))
+        return found
+
+
+_OCSP, _CA_ISSUERS = AuthorityInformationAccessOID.OCSP, AuthorityInformationAccessOID.CA_ISSUERS
+_AIA = ExtensionOID.AUTHORITY_INFORMATION_ACCESS.dotted_string
+_CRL_POINTS = ExtensionOID.CRL_DISTRIBUTION_POINTS.dotted_string
+
+
 class IssuingCa:
     """One issuing CA: its certificate, the chain above it, and a signer.
 
     Args:
         certificate: the issuing CA's own.
-        chain: certificates from its issuer up to and including the root.
+        chain: certificates from its issuer up to and including the root; none for a root.
+        urls: what its certificates say of where to look them up.
 
     Raises:
         ConfigError: the key is not the certificate's, or the chain does not hold together.
     """
 
-    def __init__(self, certificate: Der, chain: Sequence[Der], signer: Signer) -> None:
+    def __init__(self, certificate: Der, chain: Sequence[Der], signer: Signer, urls: StatusUrls = StatusUrls()) -> None:
         self.certificate = certificate
         self.chain = tuple(chain)
         self._signer = signer
@@ -71,6 +100,13 @@ class IssuingCa:
         ski = self._parsed.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
         self._authority_key = Der(x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(ski).public_bytes())
         self._subject = Der(self._parsed.subject.public_bytes())
+        self._status = urls.extensions()
+        self.key_id = crl.key_id_text(ski.digest)
+
+    @property
+    def public_key(self) -> CertificatePublicKeyTypes:
+        """The key that its signatures are verified with."""
+        return self._parsed.public_key()
 
     @property
     def not_after(self) -> datetime:
@@ -113,20 +149,36 @@ class IssuingCa:
         self._compare(certificate, reservation)
         return certificate
 
+    def write_crl(
+        self,
+        spool: BinaryIO,
+        entries: Iterable[crl.Revoked],
+        *,
+        number: int,
+        this_update: datetime,
+        next_update: datetime,
+    ) -> tuple[int, int]:
+        """Sign a list of what was taken back, into an empty file; returned as by `crl.write`."""
+        signer = self._signer
+        head = crl.Head(self._subject, self._authority_key, signer.algorithm, number, this_update, next_update)
+        return crl.write(spool, head, entries, signer.sign_data)
+
     def _extensions(self, grant: Grant) -> list[tuple[str, bool, Der]]:
-        """Say whose key this is and whose signature, then what was granted."""
+        """Say whose key this is and whose signature, what was granted, and where its status is told."""
         found = [
             (_SKI, False, asn1.octet_string(asn1.key_identifier(grant.csr.spki))),
             (_AKI, False, self._authority_key),
         ]
         if grant.san:
             found.append((asn1.OID_SAN, not grant.subject, Der(write_san(grant.san).public_bytes())))
-        return [*found, *((extension.oid, extension.critical, extension.value) for extension in grant.extensions)]
+        granted = ((extension.oid, extension.critical, extension.value) for extension in grant.extensions)
+        return [*found, *granted, *self._status]
 
     def _compare(self, der: Der, reservation: Reservation) -> None:
         """Let another reader than the one who wrote it say what the certificate is."""
         grant = reservation.grant
         expected = {_SKI, _AKI, *(extension.oid for extension in grant.extensions), *([asn1.OID_SAN] * bool(grant.san))}
+        expected |= {oid for oid, _, _ in self._status}
         try:
             certificate = x509.load_der_x509_certificate(der)
             issuer, subject, spki = asn1.certificate_parts(Der(certificate.tbs_certificate_bytes))

@@ -114,12 +114,18 @@ class TlsSection(_Section):
 
 
 class CaSection(_Section):
-    """`[cas.NAME]`: one issuing CA; NAME is the topic level of its events. The root's key is never opened."""
+    """`[cas.NAME]`: one issuing CA; NAME is the topic level of its events. The root's key is never opened.
+
+    Attributes:
+        status_url: below it, certificates of this CA say, are its CRL, its OCSP responder and its own certificate
+            (RFC 5280 §4.2.1.13, §4.2.2.1); empty: they say nothing.
+    """
 
     root: Path = Path("root.pem")
     certificate: Path = Path("issuing.pem")
     key: Path = Path("private/issuing.key")
     passphrase_file: Path | None = None
+    status_url: str = Field(default="", pattern=r"^(https?://[A-Za-z0-9.:\[\]-]+(/[A-Za-z0-9._~/-]*)?)?$")
 
 
 class LabelSection(_Section):
@@ -174,6 +180,19 @@ class KeysSection(_Section):
     """`[keys]`: which keys are taken from nobody."""
 
     blocked: Path | None = Field(default=None, description="a file of SHA-256 hashes of SubjectPublicKeyInfos")
+
+
+class StatusSection(_Section):
+    """`[status]`: how long a CRL and an OCSP answer hold; the next CRL is published at half of its life, or sooner."""
+
+    crl_lifetime: Duration = Field(default=timedelta(days=7), ge=timedelta(minutes=2), le=timedelta(days=366))
+    trust_crl_refresh: Duration = Field(
+        default=timedelta(hours=1),
+        ge=timedelta(minutes=1),
+        le=timedelta(days=30),
+        description="how often manufacturers' CRLs are fetched",
+    )
+    ocsp_lifetime: Duration = Field(default=timedelta(hours=1), ge=timedelta(minutes=2), le=timedelta(days=30))
 
 
 class MqttSection(_Section):
@@ -271,6 +290,7 @@ class Settings(_Section):
     tls: TlsSection = TlsSection()
     cas: dict[Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9_-]{0,62}[a-z0-9])?$")], CaSection] = Field(min_length=1)
     storage: StorageSection = StorageSection()
+    status: StatusSection = StatusSection()
     mqtt: MqttSection = MqttSection()
     metrics: MetricsSection = MetricsSection()
     proxy: ProxySection = ProxySection()

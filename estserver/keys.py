@@ -15,12 +15,13 @@ import warnings
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, mldsa, padding, rsa, x25519
+from cryptography.x509 import ocsp
 from cryptography.x509.oid import SignatureAlgorithmOID
 from OpenSSL import crypto
 
@@ -67,7 +68,10 @@ class Signer(Protocol):
     def sign_request(self, builder: x509.CertificateSigningRequestBuilder) -> x509.CertificateSigningRequest:
         """Sign a request for the key itself."""
 
-    def sign_data(self, data: bytes) -> bytes:
+    def sign_ocsp(self, builder: ocsp.OCSPResponseBuilder) -> ocsp.OCSPResponse:
+        """Sign the answer that the builder describes."""
+
+    def sign_data(self, data: bytes | memoryview) -> bytes:
         """Sign octets, with the hash that belongs to the key; the signature as a certificate holds it."""
 
 
@@ -129,14 +133,19 @@ class FileSigner:
         """Sign a request for the key itself."""
         return builder.sign(self._key, self._hash)
 
-    def sign_data(self, data: bytes) -> bytes:
+    def sign_ocsp(self, builder: ocsp.OCSPResponseBuilder) -> ocsp.OCSPResponse:
+        """Sign the answer that the builder describes."""
+        return builder.sign(self._key, self._hash)
+
+    def sign_data(self, data: bytes | memoryview) -> bytes:
         """Sign octets: ECDSA in DER, RSA PKCS#1 v1.5, Ed25519 or ML-DSA, by the kind of the key."""
         if isinstance(self._key, ec.EllipticCurvePrivateKey):
             assert self._hash is not None
             return self._key.sign(data, ec.ECDSA(self._hash))
         if isinstance(self._key, rsa.RSAPrivateKey):
             assert self._hash is not None
-            return self._key.sign(data, padding.PKCS1v15(), self._hash)
+            octets = cast("bytes", data)  # any buffer will do
+            return self._key.sign(octets, padding.PKCS1v15(), self._hash)
         return bytes(self._key.sign(data))
 
 

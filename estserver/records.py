@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from estserver.model import Der, DeviceId, GeneralName, NameAttribute, Serial, SpkiHash
 
@@ -63,6 +63,39 @@ class AnchorRecord:
     device_id: str
     devices: tuple[str, ...]
     created_at: datetime
+
+
+Missing: TypeAlias = Literal["refuse", "accept"]
+"""What counts where a list should be and none is, or it has ended: fail closed, or fail open."""
+
+
+@dataclass(frozen=True, slots=True)
+class AnchorCrlRecord:
+    """The revocation list of a manufacturer's CA.
+
+    Attributes:
+        source: a file, or an http or https URL.
+        next_update: None before there was a list; as `this_update` and `entries`.
+        problem: why the last attempt to fetch it failed; None when it did not.
+    """
+
+    anchor: str
+    source: str
+    missing: Missing
+    this_update: datetime | None = None
+    next_update: datetime | None = None
+    entries: int | None = None
+    tried_at: datetime | None = None
+    problem: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ListedStatus:
+    """What the list of a manufacturer's CA says of one certificate; `next_update` is None where there is no list."""
+
+    missing: Missing
+    next_update: datetime | None
+    revoked: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,6 +34,7 @@ def broker() -> None:
 @click.option("--cert", "certificate", type=FILE, required=True, help="The broker's certificate and chain, PEM.")
 @click.option("--key", type=FILE, required=True, help="Its key, PEM.")
 @click.option("--trust", type=FILE, required=True, help="The CA whose certificates are let in, PEM.")
+@click.option("--crl", type=FILE, help="The revocation list of the CA that issues to clients, PEM; read at start.")
 @click.option("--station", "stations", multiple=True, metavar="NAME", help="A station that may announce. Repeatable.")
 @click.option("--announcer", "announcers", multiple=True, metavar="NAME", help="Speaks for the CA. Repeatable.")
 @click.option("--reader", "readers", multiple=True, metavar="NAME", help="May read everything. Repeatable.")
@@ -45,6 +46,7 @@ def run(
     certificate: Path,
     key: Path,
     trust: Path,
+    crl: Path | None,
     stations: tuple[str, ...],
     announcers: tuple[str, ...],
     readers: tuple[str, ...],
@@ -68,7 +70,7 @@ def run(
         kind = "mosquitto" if find_mosquitto() else "embedded"
     with tempfile.TemporaryDirectory(prefix="devicesim-broker-") as scratch:
         settings = BrokerSettings(
-            directory or Path(scratch), certificate, key, trust, access, host, port or free_port(host)
+            directory or Path(scratch), certificate, key, trust, access, host, port or free_port(host), crl
         )
         check_settings(settings)
         if kind == "mosquitto":

@@ -29,7 +29,13 @@ PACKET_MAX_BYTES = 256 * 1024
 
 @dataclass(frozen=True, slots=True)
 class BrokerSettings:
-    """Where a broker listens, who it is, whom it trusts, and who may do what there. `port` 0 is any free one."""
+    """Where a broker listens, who it is, whom it trusts, and who may do what there.
+
+    Attributes:
+        port: 0 is any free one.
+        crl_path: the revocation list of the CA that issues to its clients, PEM; it is read when the broker starts, and
+            when it has ended nobody is let in. None: nobody counts as revoked.
+    """
 
     directory: Path
     certificate_path: Path
@@ -38,6 +44,7 @@ class BrokerSettings:
     access: Access = field(default_factory=Access)
     host: str = "127.0.0.1"
     port: int = 0
+    crl_path: Path | None = None
 
 
 class Broker(Protocol):
@@ -151,7 +158,7 @@ def write_mosquitto_configuration(settings: BrokerSettings) -> Path:
     """Write `mosquitto.conf` and its ACL into the directory, and return the path of the first."""
     folder = settings.directory.resolve()
     _make_folder(folder)
-    files = [path.resolve() for path in (settings.trust_path, settings.certificate_path, settings.key_path)]
+    files = [path.resolve() for path in _files(settings)]
     if not all(str(path).isprintable() for path in (folder, *files)):
         raise UsageProblem("a path with line breaks or control characters cannot stand in mosquitto's configuration")
     (folder / "mosquitto.acl").write_text(settings.access.mosquitto_acl())
@@ -175,6 +182,7 @@ listener {settings.port} {settings.host}
 cafile {files[0]}
 certfile {files[1]}
 keyfile {files[2]}
+{f"crlfile {files[3]}" if settings.crl_path else "# without a revocation list"}
 tls_version tlsv1.2
 require_certificate true
 use_identity_as_username true
@@ -193,7 +201,7 @@ def free_port(host: str) -> int:
 
 def check_settings(settings: BrokerSettings) -> None:
     """Refuse a file that cannot be read or an address that is taken before anything is started."""
-    for path in (settings.certificate_path, settings.key_path, settings.trust_path):
+    for path in _files(settings):
         try:
             path.open("rb").close()
         except OSError as fault:
@@ -207,6 +215,12 @@ def check_settings(settings: BrokerSettings) -> None:
                 f"cannot listen on {settings.host}:{settings.port}: {fault.strerror}",
                 advice="choose another port, or end what uses it",
             ) from fault
+
+
+def _files(settings: BrokerSettings) -> tuple[Path, ...]:
+    """Return what a broker reads: whom it trusts, its certificate and key, and who was revoked, if it is to know."""
+    always = settings.trust_path, settings.certificate_path, settings.key_path
+    return always if settings.crl_path is None else (*always, settings.crl_path)
 
 
 def _with_port(settings: BrokerSettings) -> BrokerSettings:
@@ -223,6 +237,7 @@ def _run_arguments(settings: BrokerSettings) -> list[str]:
         *("broker", "run", "--kind", "embedded", "--listen", f"{settings.host}:{settings.port}"),
         *("--cert", str(settings.certificate_path), "--key", str(settings.key_path)),
         *("--trust", str(settings.trust_path), "--domain", settings.access.domain),
+        *(("--crl", str(settings.crl_path)) if settings.crl_path else ()),
         *(part for option, names in named.items() for name in names for part in (option, name)),
     ]
 

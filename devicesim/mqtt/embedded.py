@@ -17,6 +17,7 @@ import signal
 import ssl
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import amqtt.broker
@@ -94,18 +95,21 @@ class _Snapshots(dict[str, Any]):
 class _CertifiedBroker(Broker):
     """amqtt, asking for a certificate, and walking tables that others may change meanwhile."""
 
-    def __init__(self, config: BrokerConfig) -> None:
+    def __init__(self, config: BrokerConfig, crl_path: Path | None) -> None:
+        self._crl_path = crl_path
         super().__init__(config)
         self._subscriptions = _Snapshots()
         self._retained_messages = _Snapshots()
 
-    @staticmethod
-    def _create_ssl_context(listener: ListenerConfig) -> ssl.SSLContext:
+    def _create_ssl_context(self, listener: ListenerConfig) -> ssl.SSLContext:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.load_verify_locations(listener.cafile)
         context.load_cert_chain(listener.certfile, listener.keyfile, lambda: b"")
         context.verify_mode = ssl.CERT_REQUIRED
+        if self._crl_path is not None:
+            context.load_verify_locations(self._crl_path)
+            context.verify_flags |= ssl.VerifyFlags.VERIFY_CRL_CHECK_LEAF
         return context
 
     async def stream_connected(
@@ -185,7 +189,7 @@ async def _serve(settings: BrokerSettings, ready: Callable[[BrokerUrl], None]) -
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     try:
-        broker = _CertifiedBroker(_configuration(settings))
+        broker = _CertifiedBroker(_configuration(settings), settings.crl_path)
         await broker.start()
     except Exception as fault:
         raise ConfigInvalid(f"the embedded broker cannot start: {fault}") from fault

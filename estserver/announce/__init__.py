@@ -71,7 +71,7 @@ class Announcer:
         publisher = Publisher(self._settings.mqtt, self._settings.path)
         try:
             speaker = self._speaker()
-            self._inventory.outbox_prune(self._clock() - KEEP_SENT)
+            self._inventory.outbox.prune(self._clock() - KEEP_SENT)
             self._say("")
             while True:
                 if not self.drain(publisher, speaker):
@@ -81,16 +81,16 @@ class Announcer:
 
     def drain(self, publisher: Publisher, speaker: Speaker) -> int:
         """Send one window of what is owed; return how many arrived."""
-        rows = self._inventory.outbox_pending(WINDOW)
+        rows = self._inventory.outbox.pending(WINDOW)
         for row in rows:
             payload = signed_event(row, speaker)
             publisher.publish(row.event.topic, payload, event_id=row.event.id, retain=row.event.retain)
         if not rows:
             return 0
         done, denied = publisher.settle()
-        self._inventory.outbox_done(done, self._clock())
+        self._inventory.outbox.done(done, self._clock())
         for event_id, reason in denied.items():
-            self._inventory.outbox_failed(event_id, reason)
+            self._inventory.outbox.failed(event_id, reason)
             self._say(f"the broker did not take an event: {reason}")
         if denied and not done:
             time.sleep(BACKOFF_MAX_SECONDS)

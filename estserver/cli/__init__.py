@@ -13,10 +13,13 @@ from estserver.errors import EstError
 _COMMANDS = (
     "init",
     "serve",
+    "responder",
     "credential",
     "trust",
     "station",
     "revoke",
+    "block",
+    "crl",
     "policy",
     "inventory",
     "pending",

@@ -139,6 +139,8 @@ def _metrics_listener(settings: Settings) -> AbstractContextManager[socket.socke
 def _load_app(found: _Found, wire: Wire, listener: socket.socket | None) -> WsgiApp:
     """Make the application, once in each worker."""
     from estserver.assembly import inventory_of
+    from estserver.status import start
+    from estserver.status_assembly import keepers_of
     from estserver.web import create_app
 
     wire.begin()
@@ -151,6 +153,8 @@ def _load_app(found: _Found, wire: Wire, listener: socket.socket | None) -> Wsgi
 
         asked = inventory_of(settings)
         metrics.start(listener, wire.tally, lambda: {**asked.counters(), "pending": asked.pending.waiting(now())})
+    for keeper in keepers_of(settings, inventory_of(settings), clock=now, random=os.urandom):
+        start(keeper)
     if settings.mqtt.broker:
         from estserver.announce import start_announcer
 

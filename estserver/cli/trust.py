@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from estserver.cli.arguments import DEVICE_PATTERN, NAME
 from estserver.cli.common import actor, emit, home_option, json_option, now, open_inventory, read_file
+from estserver.cli.trust_crl import trust_crl
 from estserver.errors import ConfigError
 from estserver.identity.paths import key_of
 from estserver.model import Der, SpkiHash
@@ -140,6 +141,9 @@ def _idevid(text: str) -> tuple[SpkiHash, str]:
     return spki_sha256, subject
 
 
+trust.add_command(trust_crl)
+
+
 def _ca_certificate(file: Path, at: datetime) -> Der:
     data = read_file(file, advice="name a file with one CA certificate in PEM")
     try:
@@ -190,3 +194,6 @@ def _row(record: AnchorRecord) -> dict[str, object]:
         "sha256": hashlib.sha256(record.certificate).hexdigest(),
         "created_at": record.created_at,
     }
+
+
+trust.add_command(trust_crl)

@@ -5,7 +5,8 @@ Rules:
   name is found by its secret (RFC 7030 §3.2.3); one that was made with a name never is.
 - A certificate that reaches this CA's own anchor (explicit, RFC 7030 §3.3.2) must be in the inventory, unrevoked and
   in time. It makes a device, or, with id-kp-cmcRA and a registered station, a registration authority (§3.7).
-- A certificate that reaches a manufacturer's anchor (implicit) makes an IDevID, which may enrol but not re-enrol.
+- A certificate that reaches a manufacturer's anchor (implicit) makes an IDevID, which may enrol but not re-enrol; where
+  a revocation list of the manufacturer is wanted, it is asked, and the operator has said what counts without one.
 - The key of an IDevID that is blocked gets nothing, whatever else comes with it.
 - Where a label wants both, the certificate says who it is and the credential what may be named besides (§3.2.3).
 - A certificate that vouches for a key which cannot sign (RFC 9883) is one of this CA's and held to the same rules.
@@ -30,9 +31,9 @@ from estserver.identity.paths import Anchor, AnchorSet, Path, extension, key_of
 from estserver.model import BasicCredentials, CertificateRecord, Der, Identity, IdentityKind, Peer, Serial, SpkiHash
 from estserver.policy.names import any_device, device_id
 from estserver.possession import Statement
-from estserver.records import AnchorRecord, CredentialRecord, StationRecord
+from estserver.records import AnchorRecord, CredentialRecord, ListedStatus, StationRecord
 
-__all__ = ["Anchor", "AnchorSet", "Authenticator", "CredentialVerifier", "Registry"]
+__all__ = ["Anchor", "AnchorSet", "Authenticator", "CredentialVerifier", "Lists", "Registry"]
 
 _CMC_RA = x509.ObjectIdentifier("1.3.6.1.5.5.7.3.28")
 
@@ -70,6 +71,21 @@ class Blocked(Protocol):
         """Return why a key is blocked; None when it is not."""
 
 
+class Lists(Protocol):
+    """What manufacturers' revocation lists say."""
+
+    def status(self, name: str, serial: int) -> ListedStatus | None:
+        """Look a serial up on the list of an anchor; None when none is wanted of it."""
+
+
+class NoLists:
+    """No list is wanted of anybody."""
+
+    def status(self, name: str, serial: int) -> ListedStatus | None:
+        """Know nothing."""
+        return None
+
+
 class Authenticator:
     """Recognises requesters.
 
@@ -78,15 +94,23 @@ class Authenticator:
         explicit: this CA's own anchors.
         verifier: compares credentials.
         implicit_trust: whether manufacturers' certificates count at all (RFC 7030 figure 4).
+        lists: what manufacturers took back.
     """
 
     def __init__(
-        self, registry: Registry, explicit: AnchorSet, verifier: CredentialVerifier, *, implicit_trust: bool
+        self,
+        registry: Registry,
+        explicit: AnchorSet,
+        verifier: CredentialVerifier,
+        *,
+        implicit_trust: bool,
+        lists: Lists | None = None,
     ) -> None:
         self._registry = registry
         self._explicit = explicit
         self._verifier = verifier
         self._implicit_trust = implicit_trust
+        self._lists = lists or NoLists()
         self._implicit: tuple[list[AnchorRecord], AnchorSet] | None = None
 
     def identify(
@@ -171,7 +195,25 @@ class Authenticator:
                 "the client certificate does not lead to a trust anchor of this server", code="unknown-certificate"
             )
         self._require_unblocked(leaf)
+        self._require_unrevoked(foreign, now)
         return _idevid(foreign, next(a for a in anchors if a.name == foreign.anchor))
+
+    def _require_unrevoked(self, path: Path, now: datetime) -> None:
+        """Ask the list of the anchor about what it issued; of what others issued below it there is none.
+
+        Who was revoked is refused by a list that has ended too; where it says nothing, what the operator wanted counts.
+        """
+        found = [self._lists.status(path.anchor, serial) for serial in path.below_anchor[-1:]]
+        for status in (one for one in found if one is not None):
+            if status.revoked:
+                raise NotAuthorized(f"the certificate was revoked by its manufacturer {path.anchor}", code="revoked")
+            known = status.next_update is not None and now <= status.next_update and len(path.below_anchor) == 1
+            if not known and status.missing == "refuse":
+                raise NotAuthorized(
+                    f"there is no valid revocation list of {path.anchor} for this certificate",
+                    code="revocation-unknown",
+                    advice="the server's operator can look into it with: estserver trust crl list",
+                )
 
     def _of_this_ca(self, leaf: Der, path: Path) -> Identity:
         record = self._registry.certificate(hashlib.sha256(leaf).hexdigest())

@@ -55,12 +55,14 @@ class Path:
         leaf: the parsed leaf.
         subject: its subject, which cannot be read of every certificate that can be parsed.
         anchor: name of the anchor reached.
+        below_anchor: serials of what leads there, the leaf's first: the last one is the anchor's to revoke.
     """
 
     leaf: x509.Certificate
     subject: x509.Name
     anchor: str
     problems: tuple[str, ...] = ()
+    below_anchor: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +73,7 @@ class _Chain:
     subject: x509.Name
     anchor: str
     problems: tuple[str, ...]
+    below_anchor: tuple[int, ...]
 
 
 class AnchorSet:
@@ -106,7 +109,7 @@ class AnchorSet:
         if chain is None:
             return None
         problems = (*chain.problems, *_time_problems(chain.certificates, now))
-        return Path(chain.certificates[0], chain.subject, chain.anchor, problems)
+        return Path(chain.certificates[0], chain.subject, chain.anchor, problems, chain.below_anchor)
 
     def _remember(self, leaf: Der, presented: tuple[Der, ...]) -> _Chain | None:
         with warnings.catch_warnings():  # what a stranger sends is no news about our libraries
@@ -122,7 +125,8 @@ class AnchorSet:
             if chain is None or anchor is None:
                 return None
             problems = (*_usage_problems(certificate), *_strength_problems(chain[:-1]))
-            return _Chain(tuple(chain), certificate.subject, anchor, problems)
+            below = tuple(one.serial_number for one in chain[:-1])
+            return _Chain(tuple(chain), certificate.subject, anchor, problems, below)
         except _UNREADABLE:
             return None
 

@@ -23,7 +23,6 @@ from estserver.inventory import (
     buckets,
     counters,
     issuance,
-    outbox,
     queries,
     refusals,
     registry,
@@ -33,12 +32,15 @@ from estserver.inventory import (
 from estserver.inventory.audit import AuditReport
 from estserver.inventory.blocked import BlockedIdevids
 from estserver.inventory.condition import Condition, condition_of
+from estserver.inventory.crls import Crls
 from estserver.inventory.database import Database, open_database
+from estserver.inventory.foreign import ForeignLists
 from estserver.inventory.issuance import Claim, Signed
-from estserver.inventory.outbox import OutboxRow
+from estserver.inventory.outbox import Outbox, OutboxRow
 from estserver.inventory.pending import PendingRequests
 from estserver.inventory.queries import Status
 from estserver.inventory.revocation import REASONS, Announce
+from estserver.inventory.takeback import Takeback
 from estserver.inventory.transaction import Transaction
 from estserver.inventory.void import Leftover
 from estserver.limits import Bucket
@@ -67,8 +69,9 @@ class Inventory:
     """One server's view of the inventory; make it with `Inventory.open`, once in each process.
 
     Every method is one transaction and may raise `StorageUnavailable`; then nothing was changed, as far as is known,
-    and the same call, or the same request, finds out. What waits for an operator is at `pending`, which IDevIDs are
-    refused at `blocked`.
+    and the same call, or the same request, finds out. What waits for an operator is at `pending`, announcements owed at
+    `outbox`, revocation lists at `crls`, those of manufacturers at `foreign`, what is taken back in numbers and devices
+    that are blocked at `takeback`, single IDevIDs that are refused at `blocked`.
     """
 
     def __init__(self, database: Database, server_id: str) -> None:
@@ -76,7 +79,11 @@ class Inventory:
         self._server_id = server_id
         self._writes = itertools.count(1)
         self.pending = PendingRequests(database.read, partial(self._write, durable=True))
+        self.outbox = Outbox(database, self._write, server_id)
         self.blocked = BlockedIdevids(database.read, partial(self._write, durable=True))
+        self.crls = Crls(database.read, self._write)
+        self.foreign = ForeignLists(database.read, partial(self._write, durable=True))
+        self.takeback = Takeback(database.read, partial(self._write, durable=True))
 
     @classmethod
     def open(
@@ -207,8 +214,8 @@ class Inventory:
 
     def revoke(
         self, serial: Serial, reason: str, actor: str, now: datetime, announce: Announce = revocation.nothing
-    ) -> CertificateRecord:
-        """Revoke a certificate; `announce` makes its events. One revoked before keeps its date and reason.
+    ) -> list[CertificateRecord]:
+        """Revoke a certificate and what it superseded; `announce` makes the events of each.
 
         Raises:
             NotFound: no such certificate.
@@ -219,7 +226,7 @@ class Inventory:
     def revoke_device(
         self, device: DeviceId, reason: str, actor: str, now: datetime, announce: Announce = revocation.nothing
     ) -> list[CertificateRecord]:
-        """Revoke all that is in force for a device, and withdraw what is being issued for it.
+        """Revoke all that is in force for a device, withdraw what is being issued for it, and block it.
 
         Raises:
             NotFound: the device has no certificate.
@@ -378,23 +385,3 @@ class Inventory:
     def audit_lines(self) -> Iterator[str]:
         """Read this server's audit chain as JSON lines from which anybody can compute the hashes again."""
         return (audit.line(row, self._server_id) for row in self.audit_rows())
-
-    def outbox_pending(self, limit: int) -> list[OutboxRow]:
-        """Return the oldest announcements that are still owed."""
-        with self._database.read() as connection:
-            return outbox.pending(connection, self._server_id, limit)
-
-    def outbox_done(self, event_ids: Iterable[str], now: datetime) -> None:
-        """Note that these arrived."""
-        with self._write(now, durable=False) as tx:
-            outbox.done(tx, event_ids)
-
-    def outbox_failed(self, event_id: str, reason: str) -> None:
-        """Note why one could not be sent; it stays owed."""
-        with self._database.write(durable=False) as connection:
-            outbox.failed(connection, event_id, reason)
-
-    def outbox_prune(self, before: datetime) -> int:
-        """Forget a batch of announcements that arrived before a time; return how many."""
-        with self._database.write(durable=False) as connection:
-            return outbox.prune(connection, before)

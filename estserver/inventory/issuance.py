@@ -27,9 +27,10 @@ from estserver.errors import (
     NotAuthorized,
     StorageUnavailable,
 )
-from estserver.inventory import audit, buckets, counters, outbox, pending, uses
+from estserver.inventory import audit, buckets, certificates, counters, outbox, pending, uses
 from estserver.inventory.prepared import Prepared
 from estserver.inventory.queries import has_serial, key_compromised
+from estserver.inventory.revocation_tables import blocked_device
 from estserver.inventory.schema import (
     PendingState,
     ReservationState,
@@ -39,7 +40,6 @@ from estserver.inventory.schema import (
     device_key,
     reservation,
     station,
-    vouched,
 )
 from estserver.inventory.transaction import Transaction
 from estserver.inventory.void import mark_void
@@ -102,6 +102,8 @@ def reserve(tx: Transaction, claim: Claim) -> Reservation | Issued | AwaitingApp
     grant = claim.grant
     same = fingerprint(grant)
     known = _KNOWN.one(tx.connection, spki=grant.csr.spki_sha256, whose=grant.device)
+    if known.blocked is not None:
+        raise NotAuthorized(f"the device {grant.device} was revoked and may not enrol", code="device-blocked")
     if known.key_certified:
         repeated = _answered(tx, same)
         if repeated:
@@ -135,6 +137,7 @@ def reserve(tx: Transaction, claim: Claim) -> Reservation | Issued | AwaitingApp
 
 _of_key = device_key.c.spki_sha256 == bindparam("spki")
 _BLANK: Any = literal_column("' '")  # a plain str would be put in at each execution, which is not ours
+_blocked = blocked_device.c
 _profiles = (
     select(func.aggregate_strings(device_certificate.c.profile, _BLANK))
     .where(device_certificate.c.device == bindparam("whose"))
@@ -146,6 +149,10 @@ _KNOWN = Prepared(
         select(device_key.c.device).where(_of_key).scalar_subquery().label("key_device"),
         select(device_key.c.certified).where(_of_key).scalar_subquery().label("key_certified"),
         select(station.c.name).where(station.c.name == bindparam("whose")).scalar_subquery().label("station"),
+        select(blocked_device.c.at)
+        .where(blocked_device.c.device == bindparam("whose"))
+        .scalar_subquery()
+        .label("blocked"),
         _profiles,
     )
 )
@@ -256,10 +263,10 @@ def record(tx: Transaction, signed: Signed) -> Issued | KeyReused | NotAuthorize
         mark_void(tx, reserved.serial, grant.device, str(problem))
         return problem
     digest = hashlib.sha256(der).hexdigest()
-    _write_certificate(tx, row.id, reserved, der, digest)
+    certificates.write(tx, row.id, reserved, der, digest)
     _CLOSE.run(tx.connection, reserved=row.id)
     _CERTIFY.run(tx.connection, spki=grant.csr.spki_sha256)
-    _make_current(tx.connection, row, reserved)
+    certificates.make_current(tx.connection, row.id, row.old_id, reserved)
     _tell_issue(tx, reserved, digest, row.old_serial)
     outbox.add(tx, signed.events)
     return Issued(reserved.serial, der, grant.device)
@@ -299,65 +306,6 @@ def _voucher(grant: Grant) -> Serial | None:
 
 
 _REVOKED = Prepared(select(certificate.c.revoked_at).where(has_serial(bindparam("which"))))
-_INSERT = Prepared(
-    insert(certificate),
-    (
-        *("id", "serial", "sha256", "device", "profile", "label", "operation", "requester", "spki_sha256", "key_name"),
-        *("subject", "san", "not_before", "not_after", "renew_after", "issued_at", "predecessor"),
-        *("certificate_der", "csr_der"),
-    ),
-)
-
-
-def _write_certificate(tx: Transaction, row_id: int, reserved: Reservation, der: Der, digest: str) -> None:
-    grant = reserved.grant
-    _INSERT.run(
-        tx.connection,
-        id=row_id,
-        serial=reserved.serial,
-        sha256=digest,
-        device=grant.device,
-        profile=grant.profile,
-        label=grant.label,
-        operation=grant.operation,
-        requester=grant.requester,
-        spki_sha256=grant.csr.spki_sha256,
-        key_name=grant.csr.key.name,
-        subject=grant.subject,
-        san=grant.san,
-        not_before=grant.not_before,
-        not_after=grant.not_after,
-        renew_after=grant.renew_after,
-        issued_at=tx.now,
-        predecessor=grant.predecessor,
-        certificate_der=der,
-        csr_der=grant.csr.der,
-    )
-    if grant.csr.voucher is not None:
-        tx.connection.execute(insert(vouched).values(certificate_id=row_id, voucher=_voucher(grant)))
-
-
-_SUPERSEDE = Prepared(
-    update(certificate)
-    .where(certificate.c.id == bindparam("old"))
-    .values(superseded_by=bindparam("successor", type_=certificate.c.superseded_by.type))
-)
-_FIRST = Prepared(insert(device_certificate), ("device", "profile", "certificate_id"))
-_REPLACE = Prepared(
-    update(device_certificate)
-    .where(device_certificate.c.device == bindparam("whose"), device_certificate.c.profile == bindparam("rules"))
-    .values(certificate_id=bindparam("new"))
-)
-
-
-def _make_current(connection: Connection, row: Any, reserved: Reservation) -> None:  # noqa: ANN401 - of _RESERVED
-    """Make a certificate the one of its device and profile; the one before it, if any, is superseded."""
-    device, profile = reserved.grant.device, reserved.grant.profile
-    if row.old_id is None:
-        _FIRST.run(connection, device=device, profile=profile, certificate_id=row.id)
-    else:
-        _SUPERSEDE.run(connection, old=row.old_id, successor=reserved.serial)
-        _REPLACE.run(connection, whose=device, rules=profile, new=row.id)
 
 
 # --- tell -----------------------------------------------------------------------------------------------------------

@@ -9,13 +9,15 @@ Rules:
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
 
 from sqlalchemy import Connection, bindparam, delete, insert, select, update
 
 from estserver.inventory import counters
+from estserver.inventory.database import Database
 from estserver.inventory.prepared import Prepared
 from estserver.inventory.schema import outbox
 from estserver.inventory.transaction import Transaction
@@ -119,3 +121,34 @@ def prune(connection: Connection, before: datetime) -> int:
     """Forget a batch of announcements that were sent before a time; return how many."""
     old = select(outbox.c.id).where(outbox.c.done_at < before).limit(_PRUNE_BATCH)
     return connection.execute(delete(outbox).where(outbox.c.id.in_(old.scalar_subquery()))).rowcount
+
+
+class Outbox:
+    """What one server still has to tell; every method is one transaction."""
+
+    def __init__(
+        self, database: Database, write: Callable[..., AbstractContextManager[Transaction]], server_id: str
+    ) -> None:
+        self._database = database
+        self._write = write
+        self._server_id = server_id
+
+    def pending(self, limit: int) -> list[OutboxRow]:
+        """Return the oldest announcements that are still owed."""
+        with self._database.read() as connection:
+            return pending(connection, self._server_id, limit)
+
+    def done(self, event_ids: Iterable[str], now: datetime) -> None:
+        """Note that these arrived."""
+        with self._write(now, durable=False) as tx:
+            done(tx, event_ids)
+
+    def failed(self, event_id: str, reason: str) -> None:
+        """Note why one could not be sent; it stays owed."""
+        with self._database.write(durable=False) as connection:
+            failed(connection, event_id, reason)
+
+    def prune(self, before: datetime) -> int:
+        """Forget a batch of announcements that arrived before a time; return how many."""
+        with self._database.write(durable=False) as connection:
+            return prune(connection, before)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from sqlalchemy import BindParameter, ColumnElement, Connection, Select, and_, bindparam, or_, select
 
@@ -29,7 +29,9 @@ _STATUS: dict[Status, ColumnElement[bool]] = {
     "revoked": certificate.c.revoked_at.is_not(None),
     "superseded": and_(certificate.c.revoked_at.is_(None), certificate.c.superseded_by.is_not(None)),
 }
-_BY_ID = select(*_COLUMNS)
+ALL = select(*_COLUMNS)
+"""Every certificate, in the columns that `to_record` reads."""
+Query: TypeAlias = Select[Any]
 
 
 def has_serial(serial: Serial | BindParameter[Serial]) -> ColumnElement[bool]:
@@ -43,12 +45,12 @@ def by_sha256(connection: Connection, sha256_hex: str) -> CertificateRecord | No
     return None if row is None else to_record(row)
 
 
-_BY_SHA256 = Prepared(_BY_ID.where(certificate.c.sha256 == bindparam("sha256")).limit(1))
+_BY_SHA256 = Prepared(ALL.where(certificate.c.sha256 == bindparam("sha256")).limit(1))
 
 
 def by_serial(connection: Connection, serial: Serial) -> CertificateRecord | None:
     """Find a certificate by its serial."""
-    return _first(connection, _BY_ID.where(has_serial(serial)))
+    return _first(connection, ALL.where(has_serial(serial)))
 
 
 def csr(connection: Connection, serial: Serial) -> Der | None:
@@ -81,13 +83,13 @@ def current_by_names(
 
 def of_device(connection: Connection, device: DeviceId) -> list[CertificateRecord]:
     """Return every certificate of a device, oldest first."""
-    query = _BY_ID.where(certificate.c.device == device).order_by(certificate.c.id)
+    query = ALL.where(certificate.c.device == device).order_by(certificate.c.id)
     return [to_record(row) for row in connection.execute(query)]
 
 
 def vouched_by(connection: Connection, serial: Serial) -> list[CertificateRecord]:
     """Return the certificates of keys whose possession was stated with this one (RFC 9883)."""
-    query = _BY_ID.join(vouched, vouched.c.certificate_id == certificate.c.id).where(vouched.c.voucher == serial)
+    query = ALL.join(vouched, vouched.c.certificate_id == certificate.c.id).where(vouched.c.voucher == serial)
     return [to_record(row) for row in connection.execute(query.order_by(certificate.c.id))]
 
 
@@ -123,7 +125,7 @@ def page(
     Raises:
         NotFound: `after` is no serial of this inventory.
     """
-    query = _BY_ID
+    query = ALL
     if device is not None:
         query = query.where(certificate.c.device == device)
     if profile is not None:
@@ -155,7 +157,7 @@ def _continue(connection: Connection, query: Select[Any], after: Serial | None, 
 
 
 def _current_of(device: DeviceId) -> Select[Any]:
-    return _BY_ID.join(device_certificate, device_certificate.c.certificate_id == certificate.c.id).where(
+    return ALL.join(device_certificate, device_certificate.c.certificate_id == certificate.c.id).where(
         device_certificate.c.device == device
     )
 

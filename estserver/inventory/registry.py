@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import Connection, Table, and_, bindparam, delete, exists, insert, not_, or_, select
 
 from estserver.errors import NotFound, StateError
-from estserver.inventory import audit
+from estserver.inventory import audit, foreign
 from estserver.inventory.prepared import Prepared
 from estserver.inventory.schema import IS_NAMELESS, anchor, credential, credential_use, pending, station
 from estserver.inventory.transaction import Transaction
@@ -186,6 +186,7 @@ def anchor_remove(tx: Transaction, name: str, actor: str) -> None:
         NotFound: there is none of that name.
     """
     _remove(tx.connection, anchor, name, "anchor")
+    foreign.forget(tx.connection, name)
     _tell(tx, actor, "trust-remove", {"name": name})
 
 

@@ -36,7 +36,7 @@ from sqlalchemy import (
 
 from estserver.model import GeneralName, NameAttribute, Serial
 
-SCHEMA_VERSIONS = ("0001", "0002", "0003", "0004", "0005")
+SCHEMA_VERSIONS = ("0001", "0002", "0003", "0004", "0005", "0006")
 """Every revision this code can migrate from; the last is the one it works with."""
 
 

@@ -16,12 +16,13 @@ from flask import Blueprint, Response, current_app, request
 from estserver import asn1
 from estserver.attempt import Request
 from estserver.enroll import Enrollment
-from estserver.errors import EstError, NotOffered
+from estserver.errors import EstError, NotFound, NotOffered
 from estserver.keygen import DeliveredKey
 from estserver.model import BasicCredentials, Der, Operation
 from estserver.web.errors import WrongMediaType, answer_to
 from estserver.web.observe import note_grant, note_issued, request_id
 from estserver.web.peer import peer_of
+from estserver.web.status import directory
 from estserver.web.turn import Later, Ticket
 
 PREFIX = "/.well-known/est"
@@ -69,6 +70,16 @@ def cacerts(label: str = "") -> Response:
 def csrattrs(label: str = "") -> Response:
     """Say what a CSR should look like (RFC 7030 §4.5); no authentication is needed, and it makes the answer fuller."""
     return _answer(enrollment().csr_attributes(_asked(Operation.CSRATTRS, label, b"")), "application/csrattrs")
+
+
+@est.get(f"{PREFIX}/crls")
+@est.get(f"{PREFIX}/<label>/crls")
+def crls(label: str = "") -> Response:
+    """Distribute the lists of the CAs behind a label (RFC 8295 §4); no authentication."""
+    found = directory().crls(enrollment().ca_certificates(label))
+    if not found:
+        raise NotFound("no revocation list is published yet")
+    return _answer(asn1.certs_only(found, tag=asn1.LISTS), "application/pkcs7-mime")
 
 
 @est.post(f"{PREFIX}/simpleenroll")

@@ -23,7 +23,9 @@ def script_of(page: Path, port: int) -> str:
         for language, text in BLOCK.findall(page.read_text("utf-8"))
     ]
     script = "set -euo pipefail\ntrap 'kill $(jobs -p)' EXIT\nset -x\n" + "\n".join(blocks)
-    return script.replace("8443", str(port)).replace("9464", str(free_port()))
+    for wanted, found in (("8443", port), ("9464", free_port()), ("8080", free_port())):
+        script = script.replace(wanted, str(found))
+    return script
 
 
 def free_port() -> int:
@@ -42,7 +44,7 @@ def test_every_command_of_a_page_works(page: str, tmp_path: Path) -> None:
         env={**os.environ, "PATH": path},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
     )
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"

@@ -7,8 +7,12 @@ import sqlite3
 import time
 from contextlib import closing, contextmanager
 from dataclasses import replace
+from datetime import timedelta
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from devicesim.errors import DeviceSimError
 from devicesim.mqtt import outbox, topics
@@ -80,6 +84,31 @@ def ear(broker, party, topic):
             return False
 
         yield hears
+
+
+def list_of(pki: Pki, *revoked) -> bytes:
+    """The revocation list of the test's CA, PEM."""
+    day = timedelta(days=1)
+    builder = x509.CertificateRevocationListBuilder().issuer_name(pki.root.subject)
+    builder = builder.last_update(pki.at - day).next_update(pki.at + day)
+    for party in revoked:
+        entry = x509.RevokedCertificateBuilder().serial_number(party.certificate.serial_number)
+        builder = builder.add_revoked_certificate(entry.revocation_date(pki.at).build())
+    return builder.sign(pki.key, hashes.SHA256()).public_bytes(Encoding.PEM)
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_who_is_on_the_revocation_list_is_not_let_in(kind, pki, tmp_path):
+    if kind == "mosquitto":
+        require_program("mosquitto", "mosquitto")
+    good, bad = pki.device(unique()), pki.device(unique())
+    crl = tmp_path / "crl.pem"
+    crl.write_bytes(list_of(pki, bad))
+    settings = replace(settings_for(pki, tmp_path / "broker"), crl_path=crl)
+    with KINDS[kind](settings) as running:
+        assert say(running, good, f"est/1/d/{good.name}/evt/birth") is None
+        with pytest.raises(DeviceSimError):
+            say(running, bad, f"est/1/d/{bad.name}/evt/birth")
 
 
 def unique() -> str:

@@ -26,11 +26,13 @@ from cryptography.x509.oid import NameOID
 
 from estserver.cli import main
 from estserver.cli.revoke import revoke
-from estserver.errors import AwaitingApproval
+from estserver.config import load_settings
+from estserver.errors import AwaitingApproval, NotAuthorized
 from estserver.identity.credentials import CredentialVerifier
 from estserver.inventory import REASONS, Inventory
-from estserver.model import Der, Serial
+from estserver.model import Der, DeviceId, Serial
 from tests.inventory_support import csr_for, grant_for
+from tests.makers import Maker
 
 pytestmark = pytest.mark.e2e
 
@@ -349,7 +351,7 @@ def test_a_revocation_is_final_told_and_audited(operator: Operator) -> None:
     both = operator("revoke", "--device", "sn-2", "--reason", "cessationOfOperation", "--json")
     assert [row["serial"] for row in both.json] == ["ab02", "ab03"]
     with operator.inventory() as inventory:
-        told = {row.event.type for row in inventory.outbox_pending(10)}
+        told = {row.event.type for row in inventory.outbox.pending(10)}
         revoked = [row for row in inventory.audit_rows() if row.action == "revoke"]
     assert "org.estline.certificate.revoked.v1" in told
     assert len(revoked) == 3
@@ -360,6 +362,115 @@ def test_the_command_offers_every_reason_the_inventory_takes() -> None:
     (option,) = (parameter for parameter in revoke.params if parameter.name == "reason")
     assert isinstance(option.type, click.Choice)
     assert tuple(option.type.choices) == REASONS
+
+
+def test_a_batch_is_revoked_from_its_file_and_stays_away(operator: Operator, tmp_path: Path) -> None:
+    with operator.inventory() as inventory:
+        for number, device in enumerate(("sn-1", "sn-2", "sn-3"), 0xAB01):
+            issue(inventory, device, number)
+    batch = tmp_path / "batch.txt"
+    batch.write_text("sn-1\nsn-2  # and one that never came\nsn-9\n")
+    done = operator("revoke", "--devices", str(batch), "--reason", "keyCompromise", "--json")
+    assert done.code == 0, done.err
+    assert [row["device"] for row in done.json] == ["sn-1", "sn-2"]
+    assert "sn-9; it is blocked" in done.err
+    listed = operator("block", "list", "--json").json
+    assert [(row["device"], row["reason"]) for row in listed] == [(f"sn-{n}", "keyCompromise") for n in (1, 2, 9)]
+    assert "--after sn-1" in operator("block", "list", "--limit", "1").err
+    assert operator("block", "remove", "sn-9").code == 0
+    assert operator("block", "remove", "sn-9").code == 5
+    assert operator("block", "add", "sn-8").code == 0
+    assert [row["device"] for row in operator("block", "list", "--after", "sn-1", "--json").json] == ["sn-2", "sn-8"]
+    with operator.inventory() as inventory, pytest.raises(NotAuthorized):
+        issue(inventory, "sn-8", 0xAB08)
+    batch.write_text("sn-*\n")
+    assert operator("revoke", "--devices", str(batch)).code == 3
+
+
+def test_certificates_are_revoked_by_key_by_station_and_by_ca(operator: Operator) -> None:
+    with operator.inventory() as inventory:
+        issue(inventory, "sn-1", 0xAB01)
+        issue(inventory, "sn-2", 0xAB02, requester="station:s-07")
+        issue(inventory, "sn-3", 0xAB03)
+        (one,) = inventory.list_certificates(device=DeviceId("sn-1"))
+    for arguments, serials in (
+        (("--station", "s-07"), ["ab02"]),
+        (("--key", one.spki_sha256.upper()), ["ab01"]),
+        (("--key", "0" * 64), []),
+    ):
+        done = operator("revoke", *arguments, "--json")
+        assert (done.code, [row["serial"] for row in done.json]) == (0, serials), done.err
+    (name,) = load_settings(operator.home).cas
+    done = operator("revoke", "--ca", name, "--json")
+    assert [row["device"] for row in done.json] == ["est-server"]  # all that this CA itself signed in this test
+    assert "no certificate in force" in operator("revoke", "--ca", name).err
+    assert operator("block", "list").out == ""
+
+
+def test_lists_are_published_and_shown(operator: Operator, tmp_path: Path) -> None:
+    out, root_key = tmp_path / "issuing.crl", operator.home / "private" / "root.key"
+    nothing = operator("crl", "show")
+    assert (nothing.code, "estserver crl publish" in nothing.err) == (5, True)
+    first = operator("crl", "publish", "--json").json
+    operator("revoke", "--device", "est-server")
+    second = operator("crl", "publish", "--json").json
+    assert second["number"] > first["number"]
+    shown = operator("crl", "show", "--out", str(out), "--json")
+    assert shown.json == second
+    issuing = x509.load_pem_x509_certificate((operator.home / "issuing.pem").read_bytes())
+    read = x509.load_der_x509_crl(out.read_bytes())
+    assert read.is_signature_valid(issuing.public_key())  # type: ignore[arg-type]  # a CA's key
+    assert len(read) == second["entries"] == 1
+    root = operator("crl", "publish", "--root-key", str(root_key), "--lifetime", "90d", "--json")
+    assert root.code == 0, root.err
+    assert operator("crl", "show", "--root", "--pem", "--out", str(out), "--json").json == root.json
+    read = x509.load_pem_x509_crl(out.read_bytes())
+    assert read.next_update_utc is not None
+    assert read.next_update_utc - read.last_update_utc == 90 * DAY
+
+
+def test_mistakes_with_lists_are_told(operator: Operator, tmp_path: Path) -> None:
+    issuing_key = str(operator.home / "private" / "issuing.key")
+    for arguments, code, text in (
+        (("crl", "publish", "--ca", "nobody"), 3, "no CA 'nobody'"),
+        (("crl", "publish", "--root-key", issuing_key), 3, "not the key of this CA's root"),
+        (("crl", "publish", "--root-key", str(tmp_path / "nothing")), 3, "cannot be read"),
+        (("crl", "publish", "--lifetime", "90d"), 2, "go with --root-key"),
+        (("revoke", "--ca", "nobody"), 3, "no CA 'nobody'"),
+        (("revoke", "--key", "ab"), 2, "is not the SHA-256"),
+        (("revoke", "ab01", "--station", "s-07"), 2, "name one"),
+        (("trust", "crl", "set", "nobody", "x.crl", "--missing", "refuse"), 5, "no anchor nobody"),
+        (("trust", "crl", "set", "nobody", "ftp://x/y", "--missing", "refuse"), 2, "neither a file nor"),
+        (("trust", "crl", "refresh", "nobody"), 5, "no list is wanted"),
+        (("trust", "crl", "remove", "nobody"), 5, "no list is wanted"),
+    ):
+        done = operator(*arguments)
+        assert (done.code, text in done.err) == (code, True), (arguments, done)
+    served = operator.program("responder", "--listen", "nowhere")
+    assert (served.code, "is not HOST:PORT" in served.err) == (3, True)
+    operator("crl", "publish")
+    assert operator("crl", "show", "--out", str(tmp_path / "no" / "where")).code == 3
+
+
+def test_a_manufacturers_list_is_wanted_refreshed_and_not_wanted(operator: Operator, tmp_path: Path) -> None:
+    maker, file = Maker("Acme Factory"), tmp_path / "acme.crl"
+    (tmp_path / "acme.pem").write_bytes(pem(maker.certificate))
+    assert operator("trust", "add", "acme", str(tmp_path / "acme.pem")).code == 0
+    want = ("trust", "crl", "set", "acme", str(file), "--missing", "refuse", "--json")
+    done = operator(*want)
+    assert (done.code, "cannot be read" in done.err) == (3, True)
+    (row,) = operator("trust", "crl", "list", "--json").json
+    assert (row["anchor"], row["missing"], row["entries"], row["source"]) == ("acme", "refuse", None, str(file))
+    assert "cannot be read" in row["problem"]
+    builder = x509.CertificateRevocationListBuilder().issuer_name(maker.subject)
+    builder = builder.last_update(TODAY - DAY).next_update(TODAY + DAY)
+    file.write_bytes(builder.sign(maker.key, hashes.SHA256()).public_bytes(Encoding.PEM))
+    (row,) = operator("trust", "crl", "refresh", "--json").json
+    assert (row["entries"], row["problem"]) == (0, None)
+    (row,) = operator(*want).json
+    assert row["entries"] == 0
+    assert operator("trust", "crl", "remove", "acme").code == 0
+    assert operator("trust", "crl", "list", "--json").json == []
 
 
 def test_a_broken_audit_chain_ends_with_its_own_code(operator: Operator) -> None:
@@ -388,12 +499,18 @@ def test_the_program_prints_data_on_stdout_and_everything_else_on_stderr(operato
     assert "Traceback" not in taken.err
 
 
-@pytest.mark.parametrize("command", ["credential", "trust", "station", "revoke", "inventory", "pending", "audit"])
+@pytest.mark.parametrize(
+    "command",
+    ["credential", "trust", "station", "revoke", "inventory", "pending", "audit", "block", "crl", "responder"],
+)
 def test_every_command_explains_itself_with_an_example(founded: Path, command: str) -> None:
     helped = Operator(founded)(command, "--help")
     assert helped.code == 0
     subcommands = {
         "revoke": [()],
+        "responder": [()],
+        "crl": [("publish",), ("show",)],
+        "trust": [("crl", one) for one in ("set", "refresh", "list", "remove")],
         "audit": [("verify",), ("export",)],
         "inventory": [("list",), ("show",), ("export",)],
         "pending": [("list",), ("show",), ("approve",), ("deny",)],

@@ -15,10 +15,13 @@ from pathlib import Path
 
 import pytest
 
-from estserver.errors import BadCredentials, KeyReused, RateLimited
+from estserver.errors import BadCredentials, KeyReused, NotAuthorized, RateLimited
 from estserver.inventory import Claim, Inventory, Signed
+from estserver.inventory.crls import CrlRecord
+from estserver.inventory.takeback import Choice
 from estserver.limits import Bucket, Rate
 from estserver.model import Der, DeviceId, Issued, Refusal, Reservation, Serial
+from estserver.records import AnchorRecord
 from tests.conftest import require_program
 from tests.inventory_support import HOUR, NOW, SECONDS_30, credential_record, enroll, event, grant_for
 
@@ -92,8 +95,9 @@ def test_a_certificate_is_issued_repeated_renewed_and_revoked(inventory: Invento
     found = inventory.by_serial(first.serial)
     assert found is not None
     assert found.superseded_by == renewed.serial
-    assert inventory.revoke(renewed.serial, "keyCompromise", "operator:a", NOW).status == "revoked"
-    assert [row.event.id for row in inventory.outbox_pending(9)] == ["01EVENT"]
+    revoked = inventory.revoke(renewed.serial, "keyCompromise", "operator:a", NOW)
+    assert [(one.serial, one.status) for one in revoked] == [(4, "revoked"), (1, "revoked")]
+    assert [row.event.id for row in inventory.outbox.pending(9)] == ["01EVENT"]
     assert inventory.audit_verify().ok
 
 
@@ -117,6 +121,45 @@ def test_a_bucket_is_shared_and_a_refusal_is_counted(inventory: Inventory) -> No
     with pytest.raises(RateLimited):
         inventory.refuse(refusal, NOW, payment=[bucket])
     assert inventory.counters()["refused"] == 2
+
+
+def test_servers_agree_on_lists_and_blocks(url: str, inventory: Inventory) -> None:
+    enroll(inventory, grant_for(), 1)
+    inventory.revoke_device(DeviceId("sn-1"), "keyCompromise", "operator:a", NOW)
+    with Inventory.open(url, server_id="other") as other:
+        build = inventory.crls.begin("", NOW, regular=True)
+        assert build is not None
+        assert other.crls.begin("", NOW, regular=True) is None
+        inventory.crls.put(build, [b"a list", b" in parts"], NOW)
+        record = CrlRecord("", build.number, NOW, NOW + HOUR, 1, 15)
+        assert inventory.crls.publish(build, record, NOW)
+        assert other.crls.published("") == record
+        assert b"".join(other.crls.parts(record)) == b"a list in parts"
+        assert not other.crls.standing("").news
+        another = other.crls.begin("", NOW, regular=False)
+        assert another is not None
+        assert another.number > build.number
+        assert list(other.crls.entries(another)) == [(1, NOW, "keyCompromise")]
+        with pytest.raises(NotAuthorized):
+            other.reserve(grant_for(key="new"), Serial(2), NOW)
+        status = other.takeback.status(Serial(1))
+        assert status is not None
+        assert (status.revoked_at, status.reason) == (NOW, "keyCompromise")
+        other.takeback.unblock(DeviceId("sn-1"), "operator:a", NOW)
+    enroll(inventory, grant_for(key="new"), 2)
+    assert [[one.serial for one in page] for page in inventory.takeback.chosen(Choice(issuer=""), NOW)] == [[2]]
+
+
+def test_manufacturers_lists_are_shared(url: str, inventory: Inventory) -> None:
+    inventory.anchor_add(AnchorRecord("acme", Der(b"anchor"), "{serial}", ("*",), NOW), "operator:a")
+    inventory.foreign.want("acme", "/acme.crl", "refuse", "operator:a", NOW)
+    inventory.foreign.replace("acme", {1, 1 << 200}, NOW, NOW + HOUR, NOW)
+    inventory.foreign.replace("acme", {2, 1 << 200}, NOW, NOW + HOUR, NOW)
+    with Inventory.open(url, server_id="other") as other:
+        found = [other.foreign.status("acme", serial) for serial in (1, 2, 1 << 200)]
+    assert [one is not None and one.revoked for one in found] == [False, True, True]
+    inventory.anchor_remove("acme", "operator:a", NOW)
+    assert inventory.foreign.all() == []
 
 
 def _server(url: str, name: str, start: Barrier, count: int) -> None:

@@ -297,7 +297,7 @@ def test_who_queued_and_who_decided_is_in_the_audit_and_an_operator_is_called(ap
     assert [(row["actor"], row["action"]) for row in rows] == wanted
     assert rows[1]["detail"]["reason"] == "no"
     with home.inventory() as inventory:
-        told = [row.event for row in inventory.outbox_pending(1000) if row.event.subject == applicant.device]
+        told = [row.event for row in inventory.outbox.pending(1000) if row.event.subject == applicant.device]
     assert [event.type.split(".")[3] for event in told if event.topic.startswith("ca/")] == ["pending", "issued"]
 
 

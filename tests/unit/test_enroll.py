@@ -167,7 +167,7 @@ def test_one_key_in_two_devices_is_refused_and_raised_as_an_event(office: Office
     with pytest.raises(KeyReused):
         office.first(second, key)
     with office.home.inventory() as inventory:
-        found = [row.event for row in inventory.outbox_pending(10_000) if "key-reused" in row.event.type]
+        found = [row.event for row in inventory.outbox.pending(10_000) if "key-reused" in row.event.type]
     assert [(event.data["device_id"], event.data["key_of"]) for event in found] == [(second, first)]
 
 
@@ -243,9 +243,9 @@ def test_nothing_is_signed_before_it_is_reserved_nor_leaves_before_it_is_recorde
 
 def test_issuing_announces_in_the_same_breath(office: Office) -> None:
     with office.home.inventory() as inventory:
-        before = len(inventory.outbox_pending(10_000))
+        before = len(inventory.outbox.pending(10_000))
         issued = office.first()
-        told = [row.event for row in inventory.outbox_pending(10_000)[before:]]
+        told = [row.event for row in inventory.outbox.pending(10_000)[before:]]
     assert [event.topic for event in told] == ["ca/acme/evt/issued", f"d/{issued.device}/identity"]
     assert [event.retain for event in told] == [False, True]
     assert all(event.data["cert"]["serial"] == f"{issued.serial:x}" for event in told)  # type: ignore[index]  # JSON

@@ -86,7 +86,7 @@ def test_a_certificate_is_recorded_with_all_that_follows_or_not_at_all(
         Serial(2), Der(b"next"), DeviceId("sn-1")
     )
     assert inventory.audit_verify().ok
-    assert [row.sequence for row in inventory.outbox_pending(9)] == [1, 2]
+    assert [row.sequence for row in inventory.outbox.pending(9)] == [1, 2]
 
 
 @pytest.mark.parametrize("write", ["UPDATE ON certificate", "INSERT ON audit", "INSERT ON outbox"])
@@ -256,7 +256,7 @@ def test_processes_that_answer_the_same_requests_at_once_agree(path: Path) -> No
         assert counters["issued"] == count
         assert len({record.device for record in inventory.list_certificates(status="valid")}) == count
         assert inventory.audit_verify().ok
-        assert [row.sequence for row in inventory.outbox_pending(1000)] == list(range(1, count + 1))
+        assert [row.sequence for row in inventory.outbox.pending(1000)] == list(range(1, count + 1))
         assert inventory.leftovers_void(NOW) == []
         spent = inventory.credential("line-1")
         assert spent is not None

@@ -162,7 +162,7 @@ def test_of_two_reservations_for_one_request_the_first_recorded_wins(inventory: 
     late = inventory.record(first, Der(b"first"), [event("b")], NOW)
     assert late == replace(won, repeated=True)
     assert inventory.by_serial(Serial(1)) is None
-    assert [row.event.id for row in inventory.outbox_pending(10)] == ["a"]
+    assert [row.event.id for row in inventory.outbox.pending(10)] == ["a"]
     assert inventory.counters()["voided"] == 1
 
 

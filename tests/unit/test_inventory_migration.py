@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import sqlite3
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import URL, create_engine, insert, inspect
+from sqlalchemy import URL, create_engine, inspect
 
 import estserver.inventory
 from estserver.errors import AwaitingApproval, ConfigError, RateLimited
 from estserver.inventory import Inventory
-from estserver.inventory.database import Database
-from estserver.inventory.schema import SCHEMA_VERSIONS, credential
+from estserver.inventory.schema import SCHEMA_VERSIONS
 from estserver.limits import Bucket, Limits
 from estserver.model import Refusal, Serial
 from estserver.records import StationRecord
@@ -24,8 +25,8 @@ EARLIER = SCHEMA_VERSIONS[:-1]
 REFUSAL = Refusal("policy-refused", ("because",), "simpleenroll", "", "certificate:sn-1", "192.0.2.1")
 
 
-def database_of(version: str, path: Path) -> Inventory:
-    """An inventory as a program of that version left it, and as this one would not open it."""
+def database_of(version: str, path: Path, filled: Path | None = None) -> None:
+    """An inventory as a program of that version left it; with the rows of `filled` that it had tables for."""
     path.touch(mode=0o600)
     url = URL.create("sqlite", database=str(path))
     config = Config()
@@ -35,18 +36,22 @@ def database_of(version: str, path: Path) -> Inventory:
         config.attributes["connection"] = connection
         command.upgrade(config, version)
     engine.dispose()
-    return Inventory(Database(url, busy_seconds=1), "estserver")
+    if filled is None:
+        return
+    with closing(sqlite3.connect(path)) as database, database:
+        database.execute("ATTACH ? AS filled", (str(filled),))
+        for (table,) in database.execute("SELECT name FROM main.sqlite_master WHERE type = 'table'").fetchall():
+            if table not in ("alembic_version", "sqlite_sequence"):
+                columns = ", ".join(row[1] for row in database.execute(f"PRAGMA main.table_info({table})"))
+                database.execute(f"INSERT INTO main.{table} ({columns}) SELECT {columns} FROM filled.{table}")
 
 
-def fill(inventory: Inventory, path: Path) -> None:
-    record = credential_record()
-    columns = ("name", "scheme", "verifier", "salt", "label", "devices", "names", "uses", "spent", "created_at")
-    engine = create_engine(URL.create("sqlite", database=str(path)))
-    with engine.begin() as connection:
-        connection.execute(insert(credential), {column: getattr(record, column) for column in columns})
-    engine.dispose()
+def fill(inventory: Inventory) -> None:
+    inventory.credential_add(credential_record(), "operator:test")
     inventory.station_add(StationRecord("s-07", ("gw-*",), NOW), "operator:test")
     enroll(inventory, grant_for("sn-1", credential="sn-1"), 1, events=[event()])
+    enroll(inventory, grant_for("sn-0"), 10)
+    inventory.revoke(Serial(10), "keyCompromise", "operator:test", NOW)
     reserve(inventory, grant_for("sn-2"), 2)
     inventory.refuse(REFUSAL, NOW)
 
@@ -57,7 +62,7 @@ def told(inventory: Inventory) -> tuple[object, ...]:
         inventory.audit_verify(),
         inventory.list_certificates(),
         inventory.stations(),
-        inventory.outbox_pending(10),
+        inventory.outbox.pending(10),
     )
 
 
@@ -76,13 +81,17 @@ def shape(path: Path) -> dict[str, object]:
 @pytest.mark.parametrize("version", EARLIER)
 def test_everything_in_an_earlier_database_is_there_after(tmp_path: Path, version: str) -> None:
     path = tmp_path / "old.db"
-    with database_of(version, path) as old:
-        fill(old, path)
-        before = told(old)
+    with new_inventory(tmp_path / "filled.db") as filled:
+        fill(filled)
+        before = told(filled)
+    database_of(version, path, tmp_path / "filled.db")
     with Inventory.open(path) as inventory:
         assert told(inventory) == before
         assert inventory.credentials() == [replace(credential_record(), spent=1)]
         assert [left.serial for left in inventory.leftovers_void(NOW)] == [2]
+        build = inventory.crls.begin("", NOW, regular=True)
+        assert build is not None
+        assert list(inventory.crls.entries(build)) == [(10, NOW, "keyCompromise")]
         enroll(inventory, grant_for("sn-3"), 3)
         with pytest.raises(AwaitingApproval):
             inventory.reserve(grant_for("sn-4", approval=True), Serial(4), NOW)
@@ -97,7 +106,7 @@ def test_everything_in_an_earlier_database_is_there_after(tmp_path: Path, versio
 
 @pytest.mark.parametrize("version", EARLIER)
 def test_it_has_the_shape_of_a_new_one(tmp_path: Path, version: str) -> None:
-    database_of(version, tmp_path / "old.db").close()
+    database_of(version, tmp_path / "old.db")
     Inventory.open(tmp_path / "old.db").close()
     new_inventory(tmp_path / "new.db").close()
     assert shape(tmp_path / "old.db") == shape(tmp_path / "new.db")
@@ -106,7 +115,7 @@ def test_it_has_the_shape_of_a_new_one(tmp_path: Path, version: str) -> None:
 @pytest.mark.parametrize("version", EARLIER)
 def test_without_leave_nothing_is_changed(tmp_path: Path, version: str) -> None:
     path = tmp_path / "old.db"
-    database_of(version, path).close()
+    database_of(version, path)
     before = shape(path)
     with pytest.raises(ConfigError, match=f"schema {version}"):
         Inventory.open(path, migrate=False)

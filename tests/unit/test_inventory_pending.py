@@ -87,7 +87,7 @@ def test_a_request_is_queued_once_with_all_that_is_to_be_decided(inventory: Inve
     assert (entry.subject, entry.san, entry.csr) == (GRANT.subject, GRANT.san, GRANT.csr.der)
     assert (entry.asked_at, entry.expires_at, entry.peer_address) == (NOW, NOW + WEEK, "192.0.2.7")
     assert inventory.pending.find(entry.id, NOW) == entry
-    assert [row.event.id for row in inventory.outbox_pending(9)] == ["asked"]
+    assert [row.event.id for row in inventory.outbox.pending(9)] == ["asked"]
     assert [row.action for row in inventory.audit_rows()] == ["credential-add", "queue"]
     assert spent(inventory) == 1
 

@@ -132,11 +132,11 @@ def _told(record: CertificateRecord) -> list[Event]:
 
 def test_a_revocation_is_written_told_and_audited_once(inventory: Inventory) -> None:
     enroll(inventory, grant_for(), 1)
-    revoked = inventory.revoke(Serial(1), "keyCompromise", "operator:a", NOW, _told)
+    (revoked,) = inventory.revoke(Serial(1), "keyCompromise", "operator:a", NOW, _told)
     assert (revoked.status, revoked.revoked_at, revoked.revocation_reason) == ("revoked", NOW, "keyCompromise")
     assert inventory.by_serial(Serial(1)) == revoked
-    assert inventory.revoke(Serial(1), "unspecified", "operator:b", NOW + DAY, _told) == revoked
-    assert [row.event.id for row in inventory.outbox_pending(9)] == ["revoked-1"]
+    assert inventory.revoke(Serial(1), "unspecified", "operator:b", NOW + DAY, _told) == [revoked]
+    assert [row.event.id for row in inventory.outbox.pending(9)] == ["revoked-1"]
     assert [(row.actor, row.action) for row in inventory.audit_rows()][1:] == [("operator:a", "revoke")]
     assert inventory.counters()["revoked"] == 1
 
@@ -213,28 +213,28 @@ def test_stations_and_anchors_come_and_go(inventory: Inventory) -> None:
 def test_announcements_keep_their_order_and_number_until_they_arrived(inventory: Inventory) -> None:
     enroll(inventory, grant_for(), 1, events=[event("a"), event("b")])
     enroll(inventory, grant_for("sn-2"), 2, events=[event("c")])
-    pending = inventory.outbox_pending(10)
+    pending = inventory.outbox.pending(10)
     assert [(row.sequence, row.event.id) for row in pending] == [(1, "a"), (2, "b"), (3, "c")]
     assert pending[0].event == event("a")
-    inventory.outbox_failed("a", "the broker said no")
-    inventory.outbox_done(["b", "b", "unknown"], NOW)
-    inventory.outbox_done(["b"], NOW)
-    assert [(row.event.id, row.attempts, row.last_error) for row in inventory.outbox_pending(10)] == [
+    inventory.outbox.failed("a", "the broker said no")
+    inventory.outbox.done(["b", "b", "unknown"], NOW)
+    inventory.outbox.done(["b"], NOW)
+    assert [(row.event.id, row.attempts, row.last_error) for row in inventory.outbox.pending(10)] == [
         ("a", 1, "the broker said no"),
         ("c", 0, None),
     ]
     assert inventory.counters()["outbox_depth"] == 2
-    assert len(inventory.outbox_pending(1)) == 1
+    assert len(inventory.outbox.pending(1)) == 1
 
 
 def test_only_what_arrived_is_pruned(inventory: Inventory) -> None:
     enroll(inventory, grant_for(), 1, events=[event("a"), event("b")])
-    inventory.outbox_done(["a"], NOW)
-    assert inventory.outbox_prune(NOW) == 0
-    assert inventory.outbox_prune(NOW + timedelta(seconds=1)) == 1
-    assert [row.event.id for row in inventory.outbox_pending(10)] == ["b"]
+    inventory.outbox.done(["a"], NOW)
+    assert inventory.outbox.prune(NOW) == 0
+    assert inventory.outbox.prune(NOW + timedelta(seconds=1)) == 1
+    assert [row.event.id for row in inventory.outbox.pending(10)] == ["b"]
     enroll(inventory, grant_for("sn-2"), 2, events=[event("c")])
-    assert [row.sequence for row in inventory.outbox_pending(10)] == [2, 3]
+    assert [row.sequence for row in inventory.outbox.pending(10)] == [2, 3]
 
 
 # --- audit ----------------------------------------------------------------------------------------------------------
