@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
+from hashlib import sha256
 from typing import Any
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric import ec, rsa, x25519
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa, x25519
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from estserver import csr
 from estserver.csr import KEY_USAGE_BITS, Bounds
-from estserver.errors import MalformedRequest, ProofOfPossessionFailed
+from estserver.errors import MalformedRequest, ProofOfPossessionFailed, WeakKey
 from estserver.model import Csr, Der, GeneralName, KeyFacts
 from tests import csr_maker as maker
 
@@ -241,6 +244,20 @@ def test_a_key_has_its_facts() -> None:
     assert parse(key=rsa.generate_private_key(65537, 2048)).key == KeyFacts("RSA", "RSA-2048", 2048)
 
 
+def test_weak_and_blocked_keys_are_screened_before_their_signature() -> None:
+    digest = csr.spki_hash(maker.spki(KEY))
+    with pytest.raises(WeakKey, match="block list"):
+        parse(bounds=Bounds(blocked=frozenset({digest})))
+    assert parse(bounds=Bounds(blocked=frozenset({csr.spki_hash(b"other")}))).spki_sha256 == digest
+    even = rsa.generate_private_key(65537, 2048).public_key().public_numbers().n - 1
+    integers = (maker.tlv(0x02, value.to_bytes(value.bit_length() // 8 + 1)) for value in (even, 65537))
+    public = maker.sequence(
+        maker.sequence(maker.oid("1.2.840.113549.1.1.1"), b"\x05\x00"), maker.bits(maker.sequence(*integers))
+    )
+    with pytest.raises((WeakKey, MalformedRequest), match="small factor|cannot be read"):
+        parse(public=public)
+
+
 def test_a_key_that_cannot_sign_is_told_what_to_do() -> None:
     with pytest.raises(MalformedRequest) as told:
         csr.key_facts(x25519.X25519PrivateKey.generate().public_key())
@@ -260,11 +277,47 @@ def test_a_weak_hash_is_refused_by_name(name: str) -> None:
     assert told.value.code == "weak-signature"
 
 
+@pytest.mark.parametrize(
+    "signature", [b"", b"x", bytes(64), bytes(256), maker.sequence(b"\x02\x01\x01", b"\x02\x01\x01")]
+)
+@pytest.mark.parametrize("algorithm", ["1.2.840.113549.1.1.11", "1.2.840.10045.4.3.2", "1.3.101.112", "1.3.101.113"])
+@pytest.mark.parametrize(
+    "key", [KEY, rsa.generate_private_key(65537, 2048), ed25519.Ed25519PrivateKey.generate()], ids=["EC", "RSA", "Ed"]
+)
+def test_octets_that_are_no_signature_prove_nothing_whatever_they_say_they_are(
+    key: Any, algorithm: str, signature: bytes
+) -> None:
+    stated = maker.sequence(maker.oid(algorithm))
+    der = maker.sequence(maker.info("sn-1", maker.spki(key)), stated, maker.bits(signature))
+    with pytest.raises((ProofOfPossessionFailed, MalformedRequest), match=r"POP|not supported|cannot be read"):
+        csr.parse(Der(der))
+
+
 def test_a_statement_of_possession_is_for_keys_that_cannot_sign() -> None:
     words = maker.attribute(csr.possession.OID_STATEMENT, maker.sequence())
     refused(r"leave out the statement \(RFC 9883 §6\)", "sn-1", words)
     twice = (words, maker.attribute(csr.possession.OID_STATEMENT, maker.sequence(b"\x05\x00")))
     refused(r"more than one statement of possession \(RFC 9883 §3\)", "sn-1", *twice)
+
+
+def test_a_key_that_changes_when_it_is_encoded_again_is_told_how_to_send_it() -> None:
+    point = KEY.public_key().public_bytes(Encoding.X962, PublicFormat.CompressedPoint)
+    algorithm = maker.sequence(maker.oid("1.2.840.10045.2.1"), maker.oid("1.2.840.10045.3.1.7"))
+    with pytest.raises(MalformedRequest) as told:
+        parse(public=maker.sequence(algorithm, maker.bits(point)))
+    assert str(told.value) == (
+        "the public key changes when it is encoded again (RSA-PSS parameters, compressed point): "
+        "send it as rsaEncryption or as an uncompressed point"
+    )
+
+
+def test_an_attestation_is_known_by_its_digest_and_size() -> None:
+    bundle = maker.sequence(maker.sequence(maker.sequence(maker.oid("1.2.3"), b"\x05\x00")))
+    found = parse("sn-1", maker.attribute(csr.attestation.OID_ATTESTATION, bundle))
+    assert found.attestation is not None
+    assert (found.attestation.sha256, found.attestation.size_bytes) == (sha256(bundle).hexdigest(), len(bundle))
+    assert found.attributes == ()
+    assert parse().attestation is None
 
 
 # --- where the server makes the key ---------------------------------------------------------------------------------
@@ -286,7 +339,7 @@ def test_where_the_key_is_made_here_the_one_in_the_request_shows_its_kind_at_mos
 
 def test_the_key_made_here_takes_the_place_of_the_other() -> None:
     asked, made = csr.parse_without_key(Der(maker.request(KEY, "sn-1"))), Der(maker.spki(maker.new_key()))
-    given = csr.with_key(asked, made)
+    given = csr.with_key(replace(asked, signature_hash="SHA256", key=csr.UNKNOWN_KEY), made)
     assert (given.spki, given.spki_sha256, given.key) == (made, csr.spki_hash(made), KeyFacts("EC", "P-256", 256))
     assert (given.der, given.subject, given.signature_hash) == (asked.der, asked.subject, "")
 

@@ -180,6 +180,18 @@ def test_a_renewal_repeats_profile_subject_and_san() -> None:
     )
 
 
+def test_what_is_renewed_is_a_matter_of_authority_each_by_itself() -> None:
+    own = Identity(IdentityKind.STATION, "line-1", ("*",))
+    for had in (
+        previous(asked(), profile="gateway"),
+        previous(asked((CN, "sn-1"), (SERIAL, "sn-1"))),
+        previous(asked(san=(OWN_DNS,))),
+    ):
+        request = ask(asked(), own, operation=Operation.SIMPLEREENROLL, previous=had)
+        error, reasons = refusal(DEVICE, request)
+        assert (error, len(reasons)) == (NotAuthorized, 1)
+
+
 def test_an_algorithm_that_must_not_change_is_named() -> None:
     strict = changed("renewal", may_change_algorithm=False)
     request = renewal(asked(), previous(asked(), key_name="P-384"))
@@ -387,6 +399,11 @@ def test_usages_that_are_asked_leave_something_or_are_refused() -> None:
     bare = changed("certificate", extended_key_usage=())
     words = f"extended key usage {CLIENT_AUTH} asked; profile device gives none"
     refused(bare, words, extended_key_usage=(CLIENT_AUTH,))
+    refused(
+        PROFILES["server"].model_copy(update={"requesters": (WHO.kind,)}),
+        "extended key usage 1.2.3 asked; profile server gives server_auth, client_auth",
+        extended_key_usage=("1.2.3",),
+    )
     told(DEVICE, ask(asked(ca=True)), "a CA certificate is asked for (basicConstraints CA:TRUE)")
 
 
@@ -419,6 +436,17 @@ def test_q_06_names_are_those_of_the_certificate_that_vouches() -> None:
     voucher = previous(asked((CN, "sn-1"), san=(OWN_DNS,)))
     assert decide(DEVICE, ask(asked(voucher=voucher))).san == (), "fewer names are no matter"
     assert decide(DEVICE, ask(asked(voucher=voucher, san=(OWN_DNS,)))).san == (OWN_DNS,)
+    name = GeneralName("dns", "a.plant.example")
+    told(
+        DEVICE,
+        ask(asked(voucher=voucher, san=(name,))),
+        "the certificate that vouches for the key does not have the name dns:a.plant.example",
+    )
+    told(
+        DEVICE,
+        ask(asked((CN, "sn-2"), voucher=voucher)),
+        "the subject 'common_name=sn-2' is not 'common_name=sn-1', of the certificate that vouches for it",
+    )
     told(
         DEVICE,
         ask(asked((CN, "sn-2"), voucher=voucher, san=(GeneralName("dns", "sn-2"),))),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 
 from devicesim.codec import CsrAttrs, KeyWish, parse_csrattrs
 from estserver import asn1, csrattrs
+from estserver.model import Identity, IdentityKind
 from estserver.policy import Profile, csr_attributes, explain
 from estserver.policy.profile import EXTENDED_KEY_USAGES, NameRule
 from estserver.policy.voices import wanted_key
@@ -113,6 +115,17 @@ def test_usages_that_every_key_would_have_are_asked_for() -> None:
         assert der.count(maker.oid(EXTENDED_KEY_USAGES[name])) == 2, "in list and template"
 
 
+def test_the_list_has_the_names_too_where_nothing_is_left_to_the_device() -> None:
+    who = Identity(IdentityKind.CREDENTIAL, "line", ("sn-1",), ("dns:a.example",))
+    der = csr_attributes(DEVICE, binding_required=False, identity=who)
+    assert der.count(maker.oid("2.5.29.17")) == 2, "in list and template"
+    for label in ("", "x"):
+        narrow = replace(who, labels=("x",))
+        told = csr_attributes(DEVICE, binding_required=False, label=label, identity=narrow)
+        assert told == (der if label else csr_attributes(DEVICE, binding_required=False))
+    assert csr_attributes(DEVICE, binding_required=False, identity=replace(who, labels=("",))) == der
+
+
 # --- to a person ----------------------------------------------------------------------------------------------------
 
 
@@ -187,3 +200,15 @@ def test_everything_a_profile_can_say_is_told() -> None:
 def test_a_life_is_told_in_days_or_in_hours_and_minutes(lifetime: timedelta, words: str) -> None:
     told = "\n".join(explain(changed("certificate", lifetime=lifetime)))
     assert f"  valid for     {words}; due for renewal" in told
+
+
+def test_several_usages_and_purposes_are_told_one_after_the_other() -> None:
+    usages = ("digital_signature", "key_agreement")
+    told = list(explain(changed("certificate", key_usage=usages, extended_key_usage=("client_auth", "server_auth"))))
+    assert "  key usage     digital_signature, key_agreement; for RSA digital_signature, key_encipherment" in told
+    assert "  purposes      client_auth, server_auth" in told
+
+
+def test_names_that_may_change_and_not_be_empty() -> None:
+    words = "                names may change by ChangeSubjectName; the device stays the same"
+    assert words in list(explain(changed("renewal", change_names="same-device")))
