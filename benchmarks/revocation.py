@@ -26,7 +26,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509 import ocsp
 
-from estserver.assembly import inventory_of, load_ca
+from estserver.assembly import hierarchy_of, inventory_of, load_ca
 from estserver.config import Settings, load_settings
 from estserver.home import Plan, found
 from estserver.status import Publisher
@@ -67,7 +67,8 @@ def fill(settings: Settings, issuer: str, count: int) -> None:
 
 
 def measure_list(settings: Settings, count: int) -> None:
-    ca = load_ca(settings, next(iter(settings.cas.values())))
+    name = settings.default_label.ca
+    ca = load_ca(settings, name, hierarchy_of(settings, name, ()))
     fill(settings, ca.key_id, count)
     with inventory_of(settings) as inventory:
         publisher = Publisher([ca], inventory.crls, lifetime=WEEK)

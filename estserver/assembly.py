@@ -4,11 +4,12 @@ Rules:
 - Everything is read and checked before anything is served: a home that is not whole is one `ConfigError`, with every
   profile's problems at once.
 - The root's key is never opened.
+- What a CA is now follows from the files it was founded with and from its rollovers in the inventory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from datetime import datetime
 from pathlib import Path
@@ -18,18 +19,20 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from estserver import csr, weak_keys
 from estserver.attempt import Door
-from estserver.ca import IssuingCa
-from estserver.config import CaSection, LabelSection, Settings, explain_syntax
-from estserver.crl import subject_key_id
+from estserver.ca import IssuingCa, StatusUrls
+from estserver.config import LabelSection, Settings, explain_syntax
 from estserver.enroll import Enrollment
 from estserver.errors import ConfigError
 from estserver.identity import Anchor, AnchorSet, Authenticator, CredentialVerifier
 from estserver.inventory import Inventory
+from estserver.key_ids import subject_key_id
 from estserver.keygen import KeyGeneration
 from estserver.keys import FileSigner, read_shared_keys
 from estserver.limits import Limits
 from estserver.model import Der
 from estserver.policy import Profile, parse_profile
+from estserver.records import RolloverRecord, Tier
+from estserver.rollover import Hierarchy, keys_to_publish
 from estserver.sealing import Generator
 from estserver.status.delegate import responder_name
 from estserver.status.directory import status_urls
@@ -40,10 +43,15 @@ PEPPER = Path("private/credential.key")
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What may be had, as the files of a home said at one moment: a worker that begins later begins with the same."""
+    """What may be had, as a home said at one moment: a worker that begins later begins with the same.
+
+    Attributes:
+        rollovers: None when they were not read yet, since the inventory was not open.
+    """
 
     profiles: Mapping[str, Profile]
     bounds: csr.Bounds
+    rollovers: tuple[RolloverRecord, ...] | None = None
 
 
 def rules_of(settings: Settings) -> Rules:
@@ -94,13 +102,15 @@ def enrollment_of(
         ConfigError: a file is missing or wrong, or a label names what does not exist.
     """
     rules = rules or rules_of(settings)
-    cas = {name: load_ca(settings, section) for name, section in settings.cas.items()}
+    rollovers = inventory.rollovers.all() if rules.rollovers is None else rules.rollovers
+    hierarchies = {name: hierarchy_of(settings, name, rollovers) for name in settings.cas}
+    cas = {name: load_ca(settings, name, hierarchy) for name, hierarchy in hierarchies.items()}
     labels = {"": settings.default_label, **settings.labels}
     doors = {label: _door(settings, label, section, rules.profiles, cas) for label, section in labels.items()}
-    own = cas[settings.default_label.ca]
+    own = hierarchies[settings.default_label.ca]
     authenticator = Authenticator(
         inventory,
-        AnchorSet([Anchor("estline", own.chain[-1])], own.hierarchy[:-1]),
+        AnchorSet([Anchor("estline", root) for root in own.anchors], own.helpers),
         CredentialVerifier(read_bytes(settings.path(PEPPER))),
         implicit_trust=settings.implicit_trust,
         lists=inventory.foreign,
@@ -198,15 +208,63 @@ def load_profiles(directory: Path) -> dict[str, Profile]:
     return profiles
 
 
-def load_ca(settings: Settings, section: CaSection) -> IssuingCa:
+def hierarchy_of(settings: Settings, name: str, rollovers: Iterable[RolloverRecord]) -> Hierarchy:
+    """Return what a CA is: what its files say that it was founded as, and what became of it since.
+
+    Raises:
+        ConfigError: a file cannot be read, or holds no certificate.
+    """
+    section, mine = settings.cas[name], [record for record in rollovers if record.ca == name]
+    issuing, *middle = load_certificates(settings.path(section.certificate))
+    # from its first rollover on, root.pem is for those who trust it, and changes
+    first = next((record.old for record in mine if record.tier is Tier.ROOT), None)
+    *above, root = load_certificates(settings.path(section.root)) if first is None else [first]
+    return Hierarchy.founded(issuing, (*middle, *above), root).after(mine)
+
+
+def load_ca(settings: Settings, name: str, hierarchy: Hierarchy) -> IssuingCa:
     """Open an issuing CA: its certificate, its chain, and the only private key that serving needs."""
-    certificate, *rest = load_certificates(settings.path(section.certificate))
-    chain = [*rest, *load_certificates(settings.path(section.root))]
-    passphrase = None
-    if section.passphrase_file is not None:
-        passphrase = read_bytes(settings.path(section.passphrase_file)).rstrip(b"\r\n")
-    urls = status_urls(section.status_url, subject_key_id(certificate))
-    return IssuingCa(certificate, chain, FileSigner.load(settings.path(section.key), passphrase), urls)
+    signer, urls = load_issuing_key(settings, name, hierarchy.key), status_urls_of(settings, name, hierarchy.issuing)
+    return IssuingCa(hierarchy.issuing, hierarchy.chain, signer, urls, hierarchy.besides)
+
+
+def status_urls_of(settings: Settings, name: str, certificate: Der) -> StatusUrls:
+    """Return where the certificates that this one signs say to look them up."""
+    return status_urls(settings.cas[name].status_url, subject_key_id(certificate))
+
+
+def load_publishers(settings: Settings, inventory: Inventory, now: datetime) -> dict[str, list[IssuingCa]]:
+    """Open, for each CA, every key that must go on publishing CRLs: those whose leaves are still in time.
+
+    Raises:
+        ConfigError: one of them is not there.
+    """
+    rollovers, in_use = inventory.rollovers.all(), inventory.rollovers.issuers_in_use(now)
+    found = dict[str, list[IssuingCa]]()
+    for name in settings.cas:
+        hierarchy = hierarchy_of(settings, name, rollovers)
+        found[name] = [
+            IssuingCa(
+                one.certificate,
+                (),
+                load_issuing_key(settings, name, one.key),
+                status_urls_of(settings, name, one.certificate),
+            )
+            for one in keys_to_publish(hierarchy, in_use)
+        ]
+    return found
+
+
+def load_issuing_key(settings: Settings, name: str, key: str | None) -> FileSigner:
+    """Open a key of a CA: the configured one, or the one that a rollover has made."""
+    section = settings.cas[name]
+    return FileSigner.load(settings.path(section.key if key is None else Path(key)), passphrase_of(settings, name))
+
+
+def passphrase_of(settings: Settings, name: str) -> bytes | None:
+    """Read what the keys of a CA are encrypted with, if they are."""
+    path = settings.cas[name].passphrase_file
+    return None if path is None else read_bytes(settings.path(path)).rstrip(b"\r\n")
 
 
 def load_certificates(path: Path) -> list[Der]:

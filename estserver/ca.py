@@ -9,10 +9,12 @@ Rules (est-conformance section 11, RFC 5280 §4):
 
 from __future__ import annotations
 
+import hashlib
 import ipaddress
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
+from functools import cached_property
 from typing import BinaryIO, cast
 
 from cryptography import x509
@@ -23,10 +25,15 @@ from cryptography.x509.oid import AuthorityInformationAccessOID, ExtensionOID
 
 from estserver import asn1, crl
 from estserver.errors import ConfigError, InternalError, MalformedRequest
+from estserver.key_ids import key_id_text
 from estserver.keys import Signer
 from estserver.model import Der, GeneralName, Grant, NameAttribute, Reservation, Serial
 
 SERIAL_BYTES = 20
+ROOT_LIFETIME = timedelta(days=20 * 365)
+ISSUING_LIFETIME = timedelta(days=10 * 365)
+BACKDATE = timedelta(days=1)
+"""CA certificates begin in the past: not every clock that will check them is right."""
 
 _SAN_WRITERS: dict[str, Callable[[str], x509.GeneralName]] = {
     "dns": x509.DNSName,
@@ -77,17 +84,29 @@ class IssuingCa:
         certificate: the issuing CA's own.
         chain: certificates from its issuer up to and including the root; none for a root.
         urls: what its certificates say of where to look them up.
+        besides: what clients are given as well while a rollover is on its way (`estserver.rollover`).
+
+    Attributes:
+        key_id: identifier of the key that signs; its leaves carry it.
 
     Raises:
         ConfigError: the key is not the certificate's, or the chain does not hold together.
     """
 
-    def __init__(self, certificate: Der, chain: Sequence[Der], signer: Signer, urls: StatusUrls = StatusUrls()) -> None:
+    def __init__(
+        self,
+        certificate: Der,
+        chain: Sequence[Der],
+        signer: Signer,
+        urls: StatusUrls = StatusUrls(),
+        besides: Sequence[Der] = (),
+    ) -> None:
         self.certificate = certificate
         self.chain = tuple(chain)
+        self._besides = tuple(besides)
         self._signer = signer
         self._parsed = x509.load_der_x509_certificate(certificate)
-        if _spki(self._parsed) != signer.spki:
+        if spki_of(self._parsed) != signer.spki:
             raise ConfigError("the issuing CA's key does not belong to its certificate")
         below = self._parsed
         for der in self.chain:
@@ -101,7 +120,7 @@ class IssuingCa:
         self._authority_key = Der(x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(ski).public_bytes())
         self._subject = Der(self._parsed.subject.public_bytes())
         self._status = urls.extensions()
-        self.key_id = crl.key_id_text(ski.digest)
+        self.key_id = key_id_text(ski.digest)
 
     @property
     def public_key(self) -> CertificatePublicKeyTypes:
@@ -125,8 +144,13 @@ class IssuingCa:
 
     @property
     def hierarchy(self) -> tuple[Der, ...]:
-        """Everything a client needs to verify a leaf: issuing CA up to the root (RFC 7030 §4.1.3)."""
-        return (self.certificate, *self.chain)
+        """Everything a client needs to verify a leaf: issuing CA up to the root, and links (RFC 7030 §4.1.3)."""
+        return (self.certificate, *self.chain, *self._besides)
+
+    @cached_property
+    def hierarchy_sha256(self) -> str:
+        """What tells this CA's answer to `/cacerts` from an earlier one."""
+        return answer_sha256(self.hierarchy)
 
     def issue(self, reservation: Reservation) -> Der:
         """Sign the certificate that a reservation stands for.
@@ -214,11 +238,12 @@ def _public_key(spki: Der) -> CertificatePublicKeyTypes:
     return cast("CertificatePublicKeyTypes", serialization.load_der_public_key(spki))
 
 
-def _spki(certificate: x509.Certificate) -> Der:
+def spki_of(certificate: x509.Certificate) -> Der:
+    """Return the SubjectPublicKeyInfo of a certificate."""
     return Der(certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo))
 
 
-# --- the CA certificates themselves, made by `estserver init` -------------------------------------------------------
+# --- the CA certificates themselves, made by `estserver init` and in a rollover ------------------------------------
 
 _CA_USAGE = x509.KeyUsage(
     digital_signature=False,
@@ -233,23 +258,33 @@ _CA_USAGE = x509.KeyUsage(
 )
 
 
+def answer_sha256(certificates: Sequence[Der]) -> str:
+    """Return what tells one answer to `/cacerts` from another, in whatever order they are."""
+    return hashlib.sha256(b"".join(sorted(certificates))).hexdigest()
+
+
 def make_ca_certificate(
     *,
-    subject: str,
+    subject: str | x509.Name,
     spki: Der,
     serial: Serial,
     not_before: datetime,
     not_after: datetime,
     issuer: tuple[x509.Certificate, Signer] | Signer,
+    path_length: int | None = 0,
 ) -> Der:
-    """Make a root (issuer is its own signer) or an issuing CA below one (RFC 5280 §4.2.1.9: pathLen 0)."""
+    """Make a root (issuer is its own signer), or a CA below one: issuing, or, without path length, a link.
+
+    RFC 5280 §4.2.1.9, RFC 4210 §4.4.1.
+    """
     key = _public_key(spki)
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, subject)])
+    if isinstance(subject, str):
+        subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, subject)])
     ski = x509.SubjectKeyIdentifier.from_public_key(key)
     builder = (
         x509.CertificateBuilder()
         .serial_number(serial)
-        .subject_name(name)
+        .subject_name(subject)
         .not_valid_before(not_before)
         .not_valid_after(not_after)
         .public_key(key)
@@ -261,12 +296,12 @@ def make_ca_certificate(
         parent_ski = parent.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
         authority = x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(parent_ski)
         builder = builder.issuer_name(parent.subject).add_extension(
-            x509.BasicConstraints(ca=True, path_length=0), critical=True
+            x509.BasicConstraints(ca=True, path_length=path_length), critical=True
         )
     else:
         signer = issuer
         authority = x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(ski)
-        builder = builder.issuer_name(name)
+        builder = builder.issuer_name(subject)
         builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
     certificate = signer.sign_certificate(builder.add_extension(authority, critical=False))
     return Der(certificate.public_bytes(Encoding.DER))

@@ -34,6 +34,7 @@ from estserver.errors import (
     RateLimited,
     UnknownLabel,
 )
+from estserver.fetches import Fetches
 from estserver.identity import Authenticator
 from estserver.inventory import Claim, Inventory, Signed
 from estserver.limits import DEFAULT_LIMITS, Limits, Throttle
@@ -45,6 +46,7 @@ from estserver.model import (
     IdentityKind,
     Issued,
     Operation,
+    Peer,
     Reservation,
 )
 from estserver.policy import Ask, csr_attributes, decide, device_of
@@ -92,6 +94,7 @@ class Enrollment:
         self._bounds = bounds
         self._throttle = Throttle(inventory.refuse)
         self._refusals = Refusals(inventory, limits, self._throttle, random)
+        self._fetches = Fetches(authenticator, inventory)
 
     def check_clock(self) -> None:
         """Refuse to work by a clock that is outside the life of a CA.
@@ -124,6 +127,11 @@ class Enrollment:
             UnknownLabel: no such label.
         """
         return self._door(label).ca.hierarchy
+
+    def note_fetch(self, label: str, peer: Peer) -> None:
+        """Note who was given a CA's certificates, as far as that is certain; a rollover waits for it."""
+        door = self._door(label)
+        self._fetches.note(peer, door.ca_name, door.ca.hierarchy_sha256, self._clock())
 
     def csr_attributes(self, request: Request) -> Der:
         """Return what a CSR for a label should look like, for `/csrattrs` (RFC 7030 §4.5.2).
@@ -318,7 +326,7 @@ class Enrollment:
             self._inventory.void(reservation, "signing failed", self._clock())
             return error if isinstance(error, InternalError) else InternalError("the certificate could not be signed")
         told = events.issued(reservation, certificate, ca=door.ca_name, issuer=door.ca.name, random=self._random)
-        return Signed(reservation, certificate, tuple(told))
+        return Signed(reservation, certificate, tuple(told), door.ca.key_id)
 
 
 def _require_plausible(now: datetime, ca: IssuingCa) -> None:

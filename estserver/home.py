@@ -17,7 +17,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta
+from datetime import datetime
 from importlib import resources
 from pathlib import Path
 
@@ -28,7 +28,17 @@ from pydantic import ValidationError
 
 from estserver import csr
 from estserver.assembly import PEPPER, load_profiles
-from estserver.ca import SERIAL_BYTES, IssuingCa, make_ca_certificate, serial_from, write_name, write_san
+from estserver.ca import (
+    BACKDATE,
+    ISSUING_LIFETIME,
+    ROOT_LIFETIME,
+    SERIAL_BYTES,
+    IssuingCa,
+    make_ca_certificate,
+    serial_from,
+    write_name,
+    write_san,
+)
 from estserver.config import CONFIG_NAME, MqttSection
 from estserver.errors import ConfigError
 from estserver.inventory import Inventory
@@ -37,9 +47,6 @@ from estserver.model import Der, GeneralName, Identity, IdentityKind, NameAttrib
 from estserver.policy import Ask, Profile, decide
 from estserver.policy.decide import NEVER
 
-ROOT_LIFETIME = timedelta(days=20 * 365)
-ISSUING_LIFETIME = timedelta(days=10 * 365)
-BACKDATE = timedelta(days=1)
 TLS_DEVICE = "est-server"
 PEPPER_BYTES = 32
 NAME_MAX_CHARS = 64 - len(" IDevID Issuing CA")  # RFC 5280 appendix A: ub-common-name
@@ -194,7 +201,7 @@ def _make_tls(
     grant = replace(decide(profile, ask), requester="operator:init", credential=None)
     reservation = inventory.reserve(grant, serial_from(random(SERIAL_BYTES)), now)
     assert isinstance(reservation, Reservation)  # the inventory is empty
-    issued = inventory.record(reservation, ca.issue(reservation), [], now)
+    issued = inventory.record(reservation, ca.issue(reservation), [], now, issuer=ca.key_id)
     _write_pem(work / "tls.pem", [issued.certificate, ca.certificate])
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from enum import StrEnum
 from typing import Literal, TypeAlias
 
 from estserver.model import Der, DeviceId, GeneralName, NameAttribute, Serial, SpkiHash
@@ -143,6 +144,77 @@ class PendingRecord:
     decided_at: datetime | None = None
     decided_by: str | None = None
     reason: str | None = None
+
+
+class Tier(StrEnum):
+    """Which CA of a hierarchy moves to a new key."""
+
+    ROOT = "root"
+    ISSUING = "issuing"
+
+
+class Stage(StrEnum):
+    """How far a rollover is (`estserver.rollover`)."""
+
+    ANNOUNCE = "announce"
+    CROSS = "cross"
+    SWITCH = "switch"
+    RETIRE = "retire"
+
+
+@dataclass(frozen=True, slots=True)
+class RolloverCertificates:
+    """What is made at stage `cross`: the new certificate, and what ties old and new together.
+
+    Attributes:
+        new: the new root (NewWithNew), or the new issuing CA.
+        new_with_old, old_with_new: of a root, the link certificates (RFC 4210 §4.4.1).
+        issuing: of a root, the issuing CA as the new root certifies it: the same key.
+    """
+
+    new: Der
+    new_with_old: Der | None = None
+    old_with_new: Der | None = None
+    issuing: Der | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RolloverRecord:
+    """One rollover of one CA; those of the past stay, they say what the CA is.
+
+    Attributes:
+        id: in the order in which they were started.
+        key_kind: row of `estserver.keys.KINDS`.
+        key: where the new private key is, relative to the home if it is in it; a root's is not needed for serving.
+        old: the certificate that is replaced.
+        made: what was made for it; None before `cross`.
+    """
+
+    id: int
+    ca: str
+    tier: Tier
+    stage: Stage
+    key_kind: str
+    key: str
+    old: Der
+    started_at: datetime
+    stage_at: datetime
+    made: RolloverCertificates | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """How far a fleet has followed a CA.
+
+    Attributes:
+        live: devices with a certificate that is in time, unrevoked and not superseded.
+        fetched: those of them that were given, when they last asked and were recognised, what `/cacerts` answers now.
+        renewed: those whose every certificate was signed by the key that signs now.
+    """
+
+    live: int
+    fetched: int
+    renewed: int
 
 
 @dataclass(frozen=True, slots=True)

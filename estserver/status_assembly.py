@@ -12,10 +12,10 @@ from datetime import datetime
 from functools import partial
 from pathlib import Path
 
-from estserver.assembly import load_ca, load_certificates
+from estserver.assembly import hierarchy_of, load_publishers
 from estserver.config import Settings
-from estserver.crl import subject_key_id
 from estserver.inventory import Inventory
+from estserver.key_ids import subject_key_id
 from estserver.status import Directory, Keeper, Publisher, Responder
 from estserver.status.delegate import DelegateFile, delegate_path, renew_due
 from estserver.status.foreign import refresh_due
@@ -29,10 +29,8 @@ def directory_of(settings: Settings, inventory: Inventory) -> Directory:
     Raises:
         ConfigError: a certificate is missing or wrong.
     """
-    chains = {
-        name: [*load_certificates(settings.path(section.certificate)), *load_certificates(settings.path(section.root))]
-        for name, section in settings.cas.items()
-    }
+    rollovers = inventory.rollovers.all()
+    chains = {name: hierarchy_of(settings, name, rollovers).ever for name in settings.cas}
     return Directory(chains, inventory.crls)
 
 
@@ -42,9 +40,10 @@ def responder_of(settings: Settings, inventory: Inventory) -> Responder:
     Raises:
         ConfigError: a certificate is missing or wrong.
     """
-    asked = [section for section in settings.cas.values() if section.status_url]
-    certificates = [load_certificates(settings.path(section.certificate))[0] for section in asked]
-    files = {der: DelegateFile(delegate_path(settings.home, subject_key_id(der))) for der in certificates}
+    rollovers = inventory.rollovers.all()
+    asked = [name for name, section in settings.cas.items() if section.status_url]
+    keys = [one.certificate for name in asked for one in hierarchy_of(settings, name, rollovers).keys]
+    files = {der: DelegateFile(delegate_path(settings.home, subject_key_id(der))) for der in keys}
     return Responder(files, inventory.takeback, lifetime=settings.status.ocsp_lifetime)
 
 
@@ -56,7 +55,8 @@ def keepers_of(
     Raises:
         ConfigError: a key or certificate is missing or wrong.
     """
-    cas = [(load_ca(settings, section), section.status_url) for section in settings.cas.values()]
+    publishers = load_publishers(settings, inventory, clock())
+    cas = [(ca, settings.cas[name].status_url) for name, several in publishers.items() for ca in several]
     asked = {ca.key_id: ca for ca, url in cas if url}
     files = {key_id: DelegateFile(delegate_path(settings.home, key_id)) for key_id in asked}
     renew = partial(renew_due, inventory=inventory, server_id=settings.storage.server_id, random=random)

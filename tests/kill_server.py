@@ -19,7 +19,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from estserver.assembly import inventory_of
+from estserver.assembly import Rules, inventory_of
 from estserver.cli import main
 from estserver.cli import serve as command
 from estserver.config import Settings
@@ -119,13 +119,13 @@ class DyingCa:
         return certificate
 
 
-def load_app(directory: Path, settings: Settings) -> Callable[..., Any]:
+def load_app(directory: Path, settings: Settings, rules: Rules) -> Callable[..., Any]:
     """Make the application of one worker, as `serve` does, of parts that can die."""
     levers = Levers(directory)
     inventory = inventory_of(settings)
     inventory.__class__, DyingInventory.levers = DyingInventory, levers
     clock = command.now
-    app = create_app(settings, inventory=inventory, clock=lambda: levers.clock(clock()))
+    app = create_app(settings, inventory=inventory, clock=lambda: levers.clock(clock()), rules=rules)
     enrollment = app.extensions["estline.enrollment"]
     doors = enrollment._doors.items()
     enrollment._doors = {label: replace(door, ca=DyingCa(door.ca, levers)) for label, door in doors}
@@ -144,5 +144,5 @@ def load_app(directory: Path, settings: Settings) -> Callable[..., Any]:
 
 if __name__ == "__main__":
     levers_directory = Path(sys.argv.pop(1))
-    command._load_app = lambda found, *_: load_app(levers_directory, found.settings)
+    command._load_app = lambda found, *_: load_app(levers_directory, found.settings, found.rules)
     main()

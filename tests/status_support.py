@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Self, TypeVar
 
-from estserver.assembly import load_ca
+from estserver.assembly import hierarchy_of, load_ca
 from estserver.ca import IssuingCa
 from estserver.keys import FileSigner
 from estserver.status import Publisher
@@ -36,7 +36,7 @@ def status_home(directory: Path, *, key_kind: str = "P-256", base: str = BASE) -
 
 
 def ca_of(home: Home) -> IssuingCa:
-    return load_ca(home.settings, home.settings.cas["acme"])
+    return load_ca(home.settings, "acme", hierarchy_of(home.settings, "acme", ()))
 
 
 def eventually(look: Callable[[], T | None]) -> T:

@@ -20,6 +20,7 @@ _COMMANDS = (
     "revoke",
     "block",
     "crl",
+    "rollover",
     "policy",
     "inventory",
     "pending",

@@ -18,6 +18,8 @@ from estserver.policy.names import attribute_name
 _DEVICE_PATTERN = re.compile(r"[a-z0-9*?](?:[a-z0-9._*?-]{0,62}[a-z0-9*?])?")
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._@-]{0,62}[A-Za-z0-9])?")
 _SAN_PATTERN = re.compile(r"(dns|ip|uri):[!-~]{1,255}")
+CA_KEY_KINDS = ("P-256", "P-384", "RSA-3072", "Ed25519", "ML-DSA-44", "ML-DSA-65", "ML-DSA-87")
+"""As `estserver.keys.KINDS`, which `--help` does not load."""
 _DEVICES_MAX = 100_000
 _PROBLEMS_MAX = 10
 

@@ -192,6 +192,7 @@ _EXIT_OF = {
     "proof-of-possession-failed": Exit.REFUSED,
     "weak-key": Exit.REFUSED,
     "policy-refused": Exit.REFUSED,
+    "too-early": Exit.NO,
     "not-found": Exit.CONFLICT,
     "conflict": Exit.CONFLICT,
     "key-reused": Exit.CONFLICT,

@@ -9,15 +9,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from cryptography import x509
 
 from estserver.cli.common import DurationType, emit, home_option, json_option, now, open_inventory, read_secret
-from estserver.config import CaSection, Settings, load_settings
+from estserver.config import Settings, load_settings
 from estserver.errors import ConfigError, NotFound, StateError
+from estserver.key_ids import subject_key_id
 
 if TYPE_CHECKING:
     from estserver.ca import IssuingCa
     from estserver.inventory import Inventory
     from estserver.inventory.crls import CrlRecord
+    from estserver.rollover import Hierarchy
 
 _ROOT_LIFETIME = timedelta(days=365)
 
@@ -52,18 +55,20 @@ def publish(
     estserver crl publish
     estserver crl publish --root-key /media/safe/root.key --lifetime 180d
     """
-    from estserver.assembly import load_ca
+    from estserver.assembly import hierarchy_of, load_ca
     from estserver.status import Publisher
 
     if root_key is None and (passphrase_file or lifetime):
         raise click.UsageError("--passphrase-file and --lifetime go with --root-key")
     settings = load_settings(home)
-    section = _section(settings, name)
-    ca, life = load_ca(settings, section), settings.status.crl_lifetime
-    if root_key is not None:
-        passphrase = None if passphrase_file is None else read_secret(passphrase_file)
-        ca, life = _root(ca, root_key, passphrase), lifetime or _ROOT_LIFETIME
+    name = _known(settings, name)
+    passphrase = None if passphrase_file is None else read_secret(passphrase_file)
     with open_inventory(home, settings) as inventory:
+        hierarchy = hierarchy_of(settings, name, inventory.rollovers.all())
+        if root_key is None:
+            ca, life = load_ca(settings, name, hierarchy), settings.status.crl_lifetime
+        else:
+            ca, life = _root(hierarchy, root_key, passphrase), lifetime or _ROOT_LIFETIME
         record = Publisher([ca], inventory.crls, lifetime=life).publish(ca, now())
     if record is None:
         raise StateError("another server publishes this list at this moment", advice="see: estserver crl show")
@@ -85,40 +90,39 @@ def show(name: str | None, root: bool, out: Path | None, pem: bool, home: Path, 
     """
     settings = load_settings(home)
     with open_inventory(home, settings) as inventory:
-        record, octets = _published(settings, inventory, _section(settings, name), root=root)
+        record, octets = _published(settings, inventory, _known(settings, name), root=root)
     if out is not None:
         _write(out, _pem(octets) if pem else octets)
     emit(_row(record), as_json=as_json)
 
 
-def _published(settings: Settings, inventory: Inventory, section: CaSection, *, root: bool) -> tuple[CrlRecord, bytes]:
-    from estserver.assembly import load_certificates
-    from estserver.crl import subject_key_id
+def _published(settings: Settings, inventory: Inventory, name: str, *, root: bool) -> tuple[CrlRecord, bytes]:
+    from estserver.assembly import hierarchy_of
 
-    certificate = load_certificates(settings.path(section.root if root else section.certificate))[-1 if root else 0]
-    record = inventory.crls.published(subject_key_id(certificate))
+    hierarchy = hierarchy_of(settings, name, inventory.rollovers.all())
+    record = inventory.crls.published(subject_key_id(hierarchy.root if root else hierarchy.issuing))
     if record is None:
         raise NotFound("no list of this CA is published yet", advice="publish it with: estserver crl publish")
     return record, b"".join(inventory.crls.parts(record))
 
 
-def _section(settings: Settings, name: str | None) -> CaSection:
-    section = settings.cas.get(name or settings.default_label.ca)
-    if section is None:
+def _known(settings: Settings, name: str | None) -> str:
+    name = name or settings.default_label.ca
+    if name not in settings.cas:
         raise ConfigError(f"there is no CA {name!r} in [cas]", advice=f"one of {', '.join(sorted(settings.cas))}")
-    return section
+    return name
 
 
-def _root(ca: IssuingCa, key: Path, passphrase: bytes | None) -> IssuingCa:
-    from estserver.ca import IssuingCa
+def _root(hierarchy: Hierarchy, key: Path, passphrase: bytes | None) -> IssuingCa:
+    """Open a root of the CA, whichever of those there were has this key."""
+    from estserver.ca import IssuingCa, spki_of
     from estserver.keys import FileSigner
 
-    try:
-        return IssuingCa(ca.chain[-1], [], FileSigner.load(key, passphrase))
-    except ConfigError as error:
-        if "does not belong" not in str(error):
-            raise
-        raise ConfigError(f"{key} is not the key of this CA's root") from None
+    signer = FileSigner.load(key, passphrase)
+    for root in hierarchy.anchors:
+        if spki_of(x509.load_der_x509_certificate(root)) == signer.spki:
+            return IssuingCa(root, [], signer)
+    raise ConfigError(f"{key} is not the key of this CA's root")
 
 
 def _pem(octets: bytes) -> bytes:

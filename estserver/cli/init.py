@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from estserver.cli.arguments import CA_KEY_KINDS
 from estserver.cli.common import emit, json_option, now, read_secret
 
 
@@ -15,7 +16,7 @@ from estserver.cli.common import emit, json_option, now, read_secret
 @click.option("--name", default="Estline", show_default=True, help="Start of every CA's common name.")
 @click.option("--host", "hosts", multiple=True, default=("localhost", "127.0.0.1"), show_default=True,
               help="DNS name or IP address of the server; repeat.")  # fmt: skip
-@click.option("--key-type", type=click.Choice(["P-256", "P-384", "RSA-3072", "ML-DSA-65"]), default="P-256",
+@click.option("--key-type", type=click.Choice(CA_KEY_KINDS), default="P-256",
               show_default=True, help="Keys of root and issuing CA.")  # fmt: skip
 @click.option("--root-key-out", type=click.Path(path_type=Path, file_okay=False), help="Write the root key there.")
 @click.option("--passphrase-file", type=click.Path(path_type=Path, dir_okay=False), help="Encrypt the CA keys.")

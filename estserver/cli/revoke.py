@@ -16,6 +16,7 @@ from estserver.cli.arguments import DEVICE_ID, NAME, SerialType, certificate_row
 from estserver.cli.common import actor, emit, home_option, json_option, now, open_inventory
 from estserver.config import Settings, load_settings
 from estserver.errors import ConfigError, NotFound
+from estserver.key_ids import subject_key_id
 from estserver.model import CertificateRecord, DeviceId, Event, Serial, SpkiHash
 
 if TYPE_CHECKING:
@@ -128,7 +129,6 @@ def _serials(records: Iterable[CertificateRecord]) -> list[Serial]:
 
 def _choice(settings: Settings, key: SpkiHash | None, station: str | None, ca: str | None) -> Choice:
     from estserver.assembly import load_certificates
-    from estserver.crl import subject_key_id
     from estserver.inventory.takeback import Choice
 
     issuer = None

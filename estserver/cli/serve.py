@@ -103,6 +103,7 @@ def _look_first(found: _Found) -> None:
     from estserver.assembly import enrollment_of, inventory_of
 
     with inventory_of(found.settings) as inventory:
+        found.rules = replace(found.rules, rollovers=inventory.rollovers.all())
         enrollment_of(found.settings, inventory, clock=now, random=os.urandom, rules=found.rules).check_clock()
         _tell(inventory.condition())
         for left in inventory.leftovers_void(now()):
@@ -169,6 +170,7 @@ def _look_again(found: _Found) -> None:
     with _serving_errors():
         new = _Found.at(found.settings.home)
         with inventory_of(new.settings) as inventory:
+            new.rules = replace(new.rules, rollovers=inventory.rollovers.all())
             enrollment_of(new.settings, inventory, clock=now, random=os.urandom, rules=new.rules)
     found.settings, found.rules = new.settings, new.rules
 

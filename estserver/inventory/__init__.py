@@ -40,6 +40,7 @@ from estserver.inventory.outbox import Outbox, OutboxRow
 from estserver.inventory.pending import PendingRequests
 from estserver.inventory.queries import Status
 from estserver.inventory.revocation import REASONS, Announce
+from estserver.inventory.rollovers import Rollovers
 from estserver.inventory.takeback import Takeback
 from estserver.inventory.transaction import Transaction
 from estserver.inventory.void import Leftover
@@ -71,7 +72,7 @@ class Inventory:
     Every method is one transaction and may raise `StorageUnavailable`; then nothing was changed, as far as is known,
     and the same call, or the same request, finds out. What waits for an operator is at `pending`, announcements owed at
     `outbox`, revocation lists at `crls`, those of manufacturers at `foreign`, what is taken back in numbers and devices
-    that are blocked at `takeback`, single IDevIDs that are refused at `blocked`.
+    that are blocked at `takeback`, single IDevIDs that are refused at `blocked`, what became of the CAs at `rollovers`.
     """
 
     def __init__(self, database: Database, server_id: str) -> None:
@@ -84,6 +85,7 @@ class Inventory:
         self.crls = Crls(database.read, self._write)
         self.foreign = ForeignLists(database.read, partial(self._write, durable=True))
         self.takeback = Takeback(database.read, partial(self._write, durable=True))
+        self.rollovers = Rollovers(database.read, self._write)
 
     @classmethod
     def open(
@@ -151,7 +153,9 @@ class Inventory:
             self._prune_now_and_then(tx)
             return [tx.apart(partial(issuance.reserve, tx, claim)) for claim in claims]
 
-    def record(self, reservation: Reservation, certificate: Der, events: Sequence[Event], now: datetime) -> Issued:
+    def record(
+        self, reservation: Reservation, certificate: Der, events: Sequence[Event], now: datetime, *, issuer: str = ""
+    ) -> Issued:
         """Write a signed certificate down, durably, with its CSR, audit row and announcements.
 
         Returns:
@@ -164,7 +168,7 @@ class Inventory:
             StorageUnavailable: also when the reservation was withdrawn meanwhile.
             InternalError: the reservation was used before, or never made.
         """
-        (result,) = self.record_all([Signed(reservation, certificate, tuple(events))], now)
+        (result,) = self.record_all([Signed(reservation, certificate, tuple(events), issuer)], now)
         if isinstance(result, EstError):
             raise result
         return result

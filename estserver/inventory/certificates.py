@@ -14,12 +14,12 @@ _INSERT = Prepared(
     (
         *("id", "serial", "sha256", "device", "profile", "label", "operation", "requester", "spki_sha256", "key_name"),
         *("subject", "san", "not_before", "not_after", "renew_after", "issued_at", "predecessor"),
-        *("certificate_der", "csr_der"),
+        *("certificate_der", "csr_der", "issuer"),
     ),
 )
 
 
-def write(tx: Transaction, row_id: int, reserved: Reservation, der: Der, digest: str) -> None:
+def write(tx: Transaction, row_id: int, reserved: Reservation, der: Der, digest: str, *, issuer: str) -> None:
     """Write a certificate down under the id of its reservation, with its request and with what vouched for its key."""
     grant = reserved.grant
     _INSERT.run(
@@ -43,6 +43,7 @@ def write(tx: Transaction, row_id: int, reserved: Reservation, der: Der, digest:
         predecessor=grant.predecessor,
         certificate_der=der,
         csr_der=grant.csr.der,
+        issuer=issuer,
     )
     if grant.csr.voucher is not None:
         tx.connection.execute(insert(vouched).values(certificate_id=row_id, voucher=grant.csr.voucher.serial))

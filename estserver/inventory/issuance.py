@@ -64,11 +64,12 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Signed:
-    """One certificate that may leave once it is recorded, and what is to be told of it."""
+    """One certificate that may leave once it is recorded, what is told of it, and the id of the key that signs."""
 
     reservation: Reservation
     certificate: Der
     events: tuple[Event, ...] = ()
+    issuer: str = ""
 
 
 def fingerprint(grant: Grant) -> str:
@@ -263,7 +264,7 @@ def record(tx: Transaction, signed: Signed) -> Issued | KeyReused | NotAuthorize
         mark_void(tx, reserved.serial, grant.device, str(problem))
         return problem
     digest = hashlib.sha256(der).hexdigest()
-    certificates.write(tx, row.id, reserved, der, digest)
+    certificates.write(tx, row.id, reserved, der, digest, issuer=signed.issuer)
     _CLOSE.run(tx.connection, reserved=row.id)
     _CERTIFY.run(tx.connection, spki=grant.csr.spki_sha256)
     certificates.make_current(tx.connection, row.id, row.old_id, reserved)

@@ -23,7 +23,7 @@ from estserver.model import (
 
 Status = Literal["valid", "revoked", "superseded"]
 
-_COLUMNS = [column for column in certificate.c if column.name != "csr_der"]
+_COLUMNS = [column for column in certificate.c if column.name not in {"csr_der", "issuer"}]
 _STATUS: dict[Status, ColumnElement[bool]] = {
     "valid": and_(certificate.c.revoked_at.is_(None), certificate.c.superseded_by.is_(None)),
     "revoked": certificate.c.revoked_at.is_not(None),

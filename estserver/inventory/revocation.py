@@ -14,13 +14,13 @@ from dataclasses import replace
 
 from sqlalchemy import insert, update
 
-from estserver.crl import issuer_key_id
 from estserver.errors import NotFound, StateError
 from estserver.inventory import audit, blocks, counters, outbox, queries
 from estserver.inventory.prepared import Prepared
 from estserver.inventory.revocation_tables import revocation
 from estserver.inventory.schema import certificate
 from estserver.inventory.transaction import Transaction
+from estserver.key_ids import issuer_key_id
 from estserver.model import CertificateRecord, DeviceId, Event, Serial
 
 REASONS = (

@@ -36,7 +36,7 @@ from sqlalchemy import (
 
 from estserver.model import GeneralName, NameAttribute, Serial
 
-SCHEMA_VERSIONS = ("0001", "0002", "0003", "0004", "0005", "0006")
+SCHEMA_VERSIONS = ("0001", "0002", "0003", "0004", "0005", "0006", "0007")
 """Every revision this code can migrate from; the last is the one it works with."""
 
 
@@ -214,7 +214,9 @@ certificate = Table(
     Column("revocation_reason", String(32)),
     Column("certificate_der", LargeBinary, nullable=False),
     Column("csr_der", LargeBinary, nullable=False),
+    Column("issuer", String(64), nullable=False, server_default=""),
 )
+"""`issuer` is the key identifier of the CA key that signed: an issuing CA keeps its name over more than one key."""
 Index(
     "ix_certificate_revoked",
     certificate.c.id,

@@ -14,13 +14,13 @@ from datetime import datetime
 
 from sqlalchemy import Connection, bindparam, select
 
-from estserver.crl import issuer_key_id
 from estserver.inventory import blocks, queries, revocation
 from estserver.inventory.blocks import BlockedDevice
 from estserver.inventory.prepared import Prepared
 from estserver.inventory.revocation import Announce
 from estserver.inventory.schema import certificate
 from estserver.inventory.transaction import Transaction
+from estserver.key_ids import issuer_key_id
 from estserver.model import CertificateRecord, Der, DeviceId, Serial, SpkiHash
 
 PAGE = 500

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from estserver.ca import StatusUrls
-from estserver.crl import subject_key_id
 from estserver.inventory.crls import CrlRecord, Crls
+from estserver.key_ids import subject_key_id
 from estserver.model import Der
 
 CACHED_MAX_BYTES = 4 << 20

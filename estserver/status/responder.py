@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from estserver import ocsp
-from estserver.crl import subject_key_id
 from estserver.errors import MalformedRequest
 from estserver.inventory.takeback import Takeback
+from estserver.key_ids import subject_key_id
 from estserver.model import Der
 from estserver.ocsp import Asked, Delegate, Verdict
 from estserver.status.delegate import DelegateFile

@@ -62,6 +62,7 @@ def enrollment() -> Enrollment:
 def cacerts(label: str = "") -> Response:
     """Distribute the CA's certificates (RFC 7030 §4.1); no authentication."""
     bag = asn1.certs_only(enrollment().ca_certificates(label))
+    enrollment().note_fetch(label, peer_of(request.environ))
     return _answer(bag, CERTS_ONLY, columns=_quirk().cacerts_columns)
 
 

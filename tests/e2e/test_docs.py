@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PAGES = ("operator.md", "device-developer.md", "line-engineer.md")
+PAGES = ("operator.md", "device-developer.md", "line-engineer.md", "rollover.md")
 BLOCK = re.compile(r"^```(sh|python)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"\]\(([^)#]+)\)")
 

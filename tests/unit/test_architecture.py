@@ -121,9 +121,12 @@ def test_exports_know_a_ledger_in_one_place_and_the_line_knows_no_export() -> No
 
 CORE = (
     *("model", "records", "errors", "asn1", "csr", "binding", "events", "ca", "keys", "policy", "identity", "config"),
-    *("csrattrs", "possession", "enveloped", "sealing", "keygen", "crl", "ocsp"),
+    *("csrattrs", "possession", "enveloped", "sealing", "keygen", "crl", "ocsp", "rollover"),
 )
-ABOVE_THE_CORE = ("enroll", "assembly", "home", "web", "announce", "serving", "observe", "cli", "inventory")
+ABOVE_THE_CORE = (
+    *("enroll", "assembly", "home", "web", "announce", "serving", "observe", "cli", "inventory", "fetches"),
+    *("key_update", "status", "refusals"),
+)
 
 
 @pytest.mark.parametrize("room", CORE)

@@ -10,15 +10,18 @@ from pathlib import Path
 import pytest
 from alembic import command
 from alembic.config import Config
+from cryptography.hazmat.primitives.serialization import Encoding
 from sqlalchemy import URL, create_engine, inspect
 
 import estserver.inventory
 from estserver.errors import AwaitingApproval, ConfigError, RateLimited
 from estserver.inventory import Inventory
 from estserver.inventory.schema import SCHEMA_VERSIONS
+from estserver.key_ids import subject_key_id
 from estserver.limits import Bucket, Limits
-from estserver.model import Refusal, Serial
+from estserver.model import Der, Refusal, Reservation, Serial
 from estserver.records import StationRecord
+from tests.est_server import found_home
 from tests.inventory_support import NOW, credential_record, enroll, event, grant_for, new_inventory, reserve
 
 EARLIER = SCHEMA_VERSIONS[:-1]
@@ -76,6 +79,21 @@ def shape(path: Path) -> dict[str, object]:
         }
     engine.dispose()
     return dict(tables)
+
+
+@pytest.mark.parametrize("version", EARLIER)
+def test_which_key_signed_is_read_from_the_certificates(tmp_path: Path, version: str) -> None:
+    home, path = found_home(tmp_path / "home", now=NOW), tmp_path / "old.db"
+    with home.inventory() as founded:
+        (leaf,) = [record.certificate for record in founded.list_certificates()]
+    with new_inventory(tmp_path / "filled.db") as filled:
+        reservation = reserve(filled, grant_for("sn-1"), 1)
+        assert isinstance(reservation, Reservation)
+        filled.record(reservation, leaf, [], NOW)
+    database_of(version, path, tmp_path / "filled.db")
+    with Inventory.open(path) as inventory:
+        issuing = Der(home.issuing.public_bytes(Encoding.DER))
+        assert list(inventory.rollovers.issuers_in_use(NOW)) == [subject_key_id(issuing)]
 
 
 @pytest.mark.parametrize("version", EARLIER)

@@ -223,7 +223,7 @@ def test_s_k11_every_kind_of_generator_signs_what_is_sealed(tmp_path: Path, kind
     opened = unseal(sealing.seal(signed, recipient, (), os.urandom), SharedKey(b"id", bytes(16)))
     assert opened.signer.public_bytes(Encoding.DER) == generator.certificates[0]
     assert spki(opened.key) == key.spki
-    if kind != "ML-DSA-65":  # what openssl 3.0 cannot read
+    if kind in {"P-256", "P-384", "RSA-3072"}:  # openssl 3.0 reads no ML-DSA, and verifies no EdDSA in CMS
         content = sequence(csr_maker.oid("1.2.840.113549.1.7.2"), tlv(0xA0, signed))
         (tmp_path / "ca.pem").write_bytes(opened.signer.public_bytes(Encoding.PEM))
         command = ["openssl", "cms", "-verify", "-inform", "DER", "-binary", "-noverify", "-certfile"]

@@ -3,7 +3,7 @@
 import sqlalchemy as sa
 from alembic import op
 
-from estserver.crl import issuer_key_id
+from estserver.key_ids import issuer_key_id
 
 revision = "0006"
 down_revision = "0005"
