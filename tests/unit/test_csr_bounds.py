@@ -351,7 +351,7 @@ def test_what_a_library_says_is_told_as_one_line_of_plain_characters() -> None:
     def line(*text: str) -> str:
         return csr._first_line(ValueError(*text))
 
-    assert line("one\ntwo") == "one"
+    assert line("one\ntwo") == line("one\ntwo\nthree") == "one"
     assert line("a\u2028é\x1b~ ") == "a???~ "
     assert line("x" * 161) == "x" * 160
     assert line() == line("") == "ValueError"

@@ -54,6 +54,8 @@ def test_a_certificate_that_does_not_count_says_everything_that_is_wrong_with_it
     refused(office, peer(ours()), unknown, code="bad-certificate")
     maker = f"{client} TLS client authentication", "the IDevID has no single serialNumber in its subject"
     refused(office, peer(TURBINES.idevid(None, not_before=OLD, purposes=[SERVER])), *maker, code="bad-certificate")
+    unnamed = "the serialNumber of the IDevID does not make a device id"
+    refused(office, peer(TURBINES.idevid("a b", not_before=OLD)), unnamed, code="bad-certificate")
     holder = ours(purposes=[SERVER])
     enrolled(known, holder)
     refused(office, peer(holder), purpose, code="bad-certificate")

@@ -201,6 +201,15 @@ def test_a_chain_is_remembered_and_its_time_looked_at_anew() -> None:
     assert [None if path is None else len(path.problems) for path in results] == [0, 1, 0]
 
 
+def test_no_more_chains_are_remembered_than_there_is_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Strangers choose what they send; what is kept of it is bounded."""
+    monkeypatch.setattr(paths, "REMEMBERED_MAX", 2)
+    known = anchors()
+    for serial in ("1", "2", "3"):
+        assert known.path(der(ROOT.idevid(serial, not_before=OLD).certificate), (), NOW) is not None
+    assert known._chain.cache_info().currsize == 2
+
+
 def test_the_key_of_a_certificate_is_digested_as_it_stands_in_it() -> None:
     key = new_key()
     first, again = (der(ROOT.idevid(serial, key=key).certificate) for serial in ("1", "2"))

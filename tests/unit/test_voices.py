@@ -60,6 +60,8 @@ def test_every_kind_of_key_is_wished_for_in_list_and_template(kind: str, wish: K
     assert heard(only).key == wish
     values = [maker.oid(wish.curve)] if wish.curve else [b"\x02\x02\x0c\x00"] if kind == "RSA" else []
     assert listed(only)[0] == (wish.algorithm, values)
+    first = maker.values(csr_attributes(only, binding_required=False))[0]
+    assert first == maker.attribute(wish.algorithm, *values), "an attribute, be it one without values (RFC 8951 §4)"
     parameters = maker.oid(wish.curve) if wish.curve else b"\x05\x00" if kind == "RSA" else b""
     algorithm = maker.sequence(maker.oid(wish.algorithm), parameters)[2:]
     assert algorithm in csr_attributes(only, binding_required=False)
