@@ -229,6 +229,13 @@ def test_criticality_and_octets_of_a_wish_are_kept() -> None:
     assert found.extended_key_usage == ("1.2.3", "1.2.4")
 
 
+def test_what_cannot_be_read_says_what_the_library_says_of_it() -> None:
+    with pytest.raises(MalformedRequest, match=r"^the request cannot be read: Invalid key$"):
+        parse(public=maker.spki(KEY)[:-1] + b"\0")
+    with pytest.raises(MalformedRequest, match=r"^the request cannot be read: .*arse"):
+        csr.parse(Der(maker.sequence(maker.info("sn-1", maker.spki(KEY)), maker.sequence(), maker.bits(b"x"))))
+
+
 @pytest.mark.parametrize("ca", [True, False])
 def test_a_wish_to_be_a_ca_is_read(ca: bool) -> None:
     constraints = maker.extension("2.5.29.19", maker.sequence(b"\x01\x01\xff" if ca else b""))
