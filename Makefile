@@ -33,7 +33,7 @@ test: .venv/ready
 coverage: .venv/ready
 	@rm -f .coverage .coverage.*
 	$(BIN)/python -m coverage run -m pytest -n 2 $(ARGS)
-	@$(BIN)/coverage combine --quiet
+	@$(BIN)/coverage combine --quiet; rm -f .coverage.*  # who was killed while writing leaves a part
 	@$(BIN)/coverage report --include="$$(echo $(DECIDES:%=estserver/%) | tr ' ' ,)" --fail-under=100
 	@$(BIN)/coverage report --fail-under=95
 
