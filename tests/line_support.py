@@ -21,10 +21,11 @@ from devicesim.csr import CsrDraft, spki
 from devicesim.errors import EstRefused, Unreachable
 from devicesim.line.assembly import place
 from devicesim.line.batch import Batch, EnrolBy, load_batch
+from devicesim.line.labelling import Labels
 from devicesim.line.ledger import Ledger, UnitRow
 from devicesim.line.runner import Line
 from devicesim.line.settings import Settings
-from devicesim.line.states import Failure, State
+from devicesim.line.states import Failure, State, Way
 from devicesim.line.steps import World
 from devicesim.line.voice import Voice
 from devicesim.transport import ClientIdentity
@@ -167,12 +168,15 @@ class PaperLine:
         return write_batch(self.directory / batch_id, rows, more=more, batch_id=batch_id)
 
     @contextmanager
-    def session(self, ledger_type: Callable[..., Ledger] = Ledger) -> Iterator[tuple[Line, Ledger]]:
+    def session(
+        self, ledger_type: Callable[..., Ledger] = Ledger, *, labels: Labels | None = None
+    ) -> Iterator[tuple[Line, Ledger]]:
         stop, ticks = threading.Event(), iter(range(1_000_000))
         world = World(self.clock, lambda: next(ticks) / 1000, self.wait, lambda: 0.5, os.urandom)
         identity = ClientIdentity((self.station.certificate,), self.station.key)
         voice = Voice(self.settings.site, identity, "est", self.settings.est.url, self.clock, world.randomness)
-        with ledger_type(self.settings.ledger.path, clock=self.clock) as ledger:
+        way = {"way": Way.through(State.LABELLED)} if labels else {}
+        with ledger_type(self.settings.ledger.path, clock=self.clock, **way) as ledger:
             yield (
                 Line(
                     self.settings,
@@ -184,6 +188,7 @@ class PaperLine:
                     None,
                     world,
                     stop,
+                    labels,
                 ),
                 ledger,
             )

@@ -20,7 +20,10 @@ from devicesim.cli import now
 from devicesim.cli.line_batch import check, lease, rehearsed, schema
 from devicesim.cli.line_export import export_command, manifest_group
 from devicesim.cli.line_files import BATCH, CONFIG, FILE, LEASE, every_finding, load_both
+from devicesim.cli.line_labels import label_group
+from devicesim.cli.line_loop import json_notice, screen, show_end
 from devicesim.cli.line_people import OPERATOR, opened
+from devicesim.cli.line_report import report
 from devicesim.cli.line_rework import order_dict, order_text, rework, trace
 from devicesim.cli.options import echo_json, json_option
 from devicesim.errors import Conflict, StorageError, UsageProblem
@@ -28,10 +31,13 @@ from devicesim.line.assembly import announcing, open_ledger, open_line, place, r
 from devicesim.line.batch import Batch
 from devicesim.line.crew import Act
 from devicesim.line.findings import InputInvalid
+from devicesim.line.labelling import label_shape
 from devicesim.line.leases import allotted
 from devicesim.line.ledger import Ledger
-from devicesim.line.report import exit_code, make_report, write_report
+from devicesim.line.scanner import Hearing, open_scanner
 from devicesim.line.settings import Settings, load_settings, template
+from devicesim.line.shift import Shift
+from devicesim.line.standing import Report, exit_code, make_report, write_report
 from devicesim.line.states import Failure
 from devicesim.line.station import Station
 from devicesim.line.steps import World
@@ -50,7 +56,7 @@ def line() -> None:
     """
 
 
-for command in (check, export_command, lease, manifest_group, rework, schema, trace):
+for command in (check, export_command, label_group, lease, manifest_group, report, rework, schema, trace):
     line.add_command(command)
 
 
@@ -147,6 +153,11 @@ def run(
         return rehearsed(batch_file, config, lease_file, as_json=as_json)
     with every_finding():
         batch, settings = load_both(batch_file, config)
+        if settings.label is not None and settings.label.scan_back:
+            raise UsageProblem(
+                "[label] scan_back wants every label scanned, and `line run` has no scanner",
+                advice="use `devicesim line open`, or set scan_back = false",
+            )
         batch = allotted(batch, lease_file, settings.site.station)
         settings.crew().admit(Act.RUN, operator)
         station = Station.load(settings, file=config)
@@ -164,6 +175,69 @@ def run(
         return _finish(ledger, settings, batch, stopped_by, caught, as_json=as_json)
 
 
+@line.command("open")
+@BATCH
+@CONFIG
+@click.option("--slots", type=click.IntRange(1, 64), help="Units worked on at the same time.  [default: site.slots]")
+@click.option("--scanner", type=FILE, metavar="TTY", help="A scanner beside the keyboard, as /dev/ttyACM0.")
+@OPERATOR
+@LEASE
+@click.option("--known-set", "known_sets", type=FILE, multiple=True, help="What another line has used up; repeatable.")
+@click.option("--bell", is_flag=True, help="Ring once for PASS, twice for what went wrong.")
+@click.option("--no-color", is_flag=True, help="No colours, on a terminal either.")
+@json_option
+def open_loop(
+    batch_file: Path,
+    config: Path,
+    slots: int | None,
+    scanner: Path | None,
+    operator: str,
+    lease_file: Path | None,
+    known_sets: tuple[Path, ...],
+    bell: bool,
+    no_color: bool,
+    as_json: bool,
+) -> int:
+    """Provision units as they are scanned: a badge, then unit after unit; `quit` ends it.
+
+    What is scanned or typed is read from standard input, one code a line: `B:op-113` or a badge of [operators], a
+    unit's device id, serial, MAC or secure element, a label that is asked for. With --json each notice is one object
+    a line, the last one the report.
+
+    \b
+    Example:
+      devicesim line open batch.toml --config station/line.toml --scanner /dev/ttyACM0
+    """
+    with every_finding():
+        batch, settings = load_both(batch_file, config)
+        batch = allotted(batch, lease_file, settings.site.station)
+        if operator:
+            settings.crew().admit(Act.RUN, operator)
+        station = Station.load(settings, file=config)
+        shape = label_shape(settings)
+    keyboard = [sys.stdin.fileno()] if sys.stdin else []  # none when it is closed
+    handles = [*keyboard, *([open_scanner(scanner)] if scanner else [])]
+    caught: list[int] = []
+    stop = threading.Event()
+    world = World(now, time.monotonic, stop.wait, random.SystemRandom().random, secrets.token_bytes)
+    count, show = slots or settings.site.slots, json_notice if as_json else screen(bell=bell, no_color=no_color)
+    own = open_ledger(settings, world, operator=operator)
+    with own as ledger, ledger.exclusive(), _stopping_on_signals(stop, caught):
+        shift = Shift(ledger, batch, settings.crew(), shape, count, show, stop)
+        with announcing(settings, ledger, world) as voice:
+            ready = open_line(station, ledger, world, stop, known_sets=known_sets, scan=shift.scan_label)
+            ledger.open_batch(batch)
+            shift.begin(births=ready.midwife is not None)
+            with Hearing(handles, hear=shift.hear, deaf=shift.deaf, stop=stop):
+                stopped_by = ready.work(shift, slots=count, progress=shift)
+        _warn("announcements", voice.reason if voice else None)
+        _warn("births", ready.midwife.reason if ready.midwife else None)
+        ledger.checkpoint()
+        report, path, code = _written(ledger, settings, batch, stopped_by, caught)
+        show_end(report, path, code, stopped_by, as_json=as_json)
+        return code
+
+
 def _warn(what: str, reason: str | None) -> None:
     if reason is not None:
         click.echo(f"warning: {what} wait: {reason}", err=True)
@@ -176,17 +250,24 @@ def _progress() -> BarProgress | PlainProgress:
 def _finish(
     ledger: Ledger, settings: Settings, batch: Batch, stopped_by: Failure | None, caught: list[int], *, as_json: bool
 ) -> int:
-    report, path = make_report(ledger, batch.id, now=now()), report_path(settings, batch.id)
-    write_report(report, path)
-    code = 128 + caught[0] if caught else exit_code(report, stopped_by)
+    made, path, code = _written(ledger, settings, batch, stopped_by, caught)
     if as_json:
-        echo_json({**report.to_dict(), "report": str(path), "exit_code": code})
+        echo_json({**made.to_dict(), "report": str(path), "exit_code": code})
     else:
-        click.echo(report_text(report))
+        click.echo(report_text(made))
         click.echo(f"\nledger {ledger.path}\nreport {path}")
     if stopped_by is not None:
         click.echo(f"error: the line stopped: {stopped_by.text}; run it again: nothing is lost", err=True)
     return code
+
+
+def _written(
+    ledger: Ledger, settings: Settings, batch: Batch, stopped_by: Failure | None, caught: list[int]
+) -> tuple[Report, Path, int]:
+    """Write the report of a batch, and return it, where it is, and what the command ends with."""
+    report, path = make_report(ledger, batch.id, now=now()), report_path(settings, batch.id)
+    write_report(report, path)
+    return report, path, 128 + caught[0] if caught else exit_code(report, stopped_by)
 
 
 @line.command()
@@ -215,28 +296,6 @@ def status(config: Path, as_json: bool) -> int:
     click.echo(f"{owed} announcements owed to the broker")
     for order in revocations:
         click.echo(f"revocation owed: {order_text(order)}")
-    return 0
-
-
-@line.command()
-@click.argument("batch_id", metavar="BATCH")
-@CONFIG
-@json_option
-def report(batch_id: str, config: Path, as_json: bool) -> int:
-    """Show what became of a batch, from the ledger: units, yield, times of each step.
-
-    \b
-    Example:
-      devicesim line report 2026w48-a --config station/line.toml
-    """
-    with opened(config) as (_, ledger):
-        if batch_id not in dict(ledger.batches()):
-            raise UsageProblem(f"there is no batch {batch_id!r} in this ledger", advice="see `devicesim line status`")
-        made = make_report(ledger, batch_id, now=now())
-    if as_json:
-        echo_json(made.to_dict())
-    else:
-        click.echo(report_text(made))
     return 0
 
 

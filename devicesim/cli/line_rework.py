@@ -61,7 +61,7 @@ def retry(device: str, reason: str, note: str, operator: str, config: Path, as_j
     """
     with opened(config, operator=operator) as (settings, ledger):
         settings.crew().admit(Act.RETRY, operator)
-        _show(ledger.retry(device, _reason(reason, note)), as_json=as_json)
+        _show(ledger.retry(device, reason_of(reason, note)), as_json=as_json)
 
 
 @rework.command()
@@ -81,7 +81,7 @@ def reissue(device: str, reason: str, note: str, operator: str, second: str, con
     """
     with opened(config, operator=operator, second=second) as (settings, ledger):
         settings.crew().admit(Act.REISSUE, operator, second)
-        made = ledger.reissue(device, _reason(reason, note), old=settings.rework.old_certificate)
+        made = ledger.reissue(device, reason_of(reason, note), old=settings.rework.old_certificate)
         _show(made, as_json=as_json)
 
 
@@ -102,7 +102,7 @@ def scrap(device: str, reason: str, note: str, operator: str, second: str, confi
     """
     with opened(config, operator=operator, second=second) as (settings, ledger):
         settings.crew().admit(Act.SCRAP, operator, second)
-        why, station = _reason(reason, note), Station.load(settings, file=config)
+        why, station = reason_of(reason, note), Station.load(settings, file=config)
         take_the_seal(ledger, station)
         voice = open_voice(station, world())
         announce = voice.scrapped(ledger.unit(device), why) if voice else None
@@ -169,7 +169,8 @@ def order_text(order: RevocationRow) -> str:
     )
 
 
-def _reason(reason: str, note: str) -> Why:
+def reason_of(reason: str, note: str) -> Why:
+    """Return the reason of a rework; one that says nothing needs a note that does."""
     if len(note) > NOTE_MAX or not note.isprintable():
         raise UsageProblem(f"--note is one line of at most {NOTE_MAX} characters")
     if reason == Reason.OTHER and not note:

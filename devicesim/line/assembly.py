@@ -12,6 +12,7 @@ from devicesim.line.announcing import Announcing
 from devicesim.line.birth import Midwife
 from devicesim.line.crew import Duty
 from devicesim.line.known import load_sets
+from devicesim.line.labelling import Scan, open_labels
 from devicesim.line.ledger import Ledger
 from devicesim.line.runner import Line
 from devicesim.line.settings import Mqtt, Settings
@@ -58,11 +59,18 @@ def open_voice(station: Station, world: World) -> Voice | None:
 
 
 def open_line(
-    station: Station, ledger: Ledger, world: World, stop: threading.Event, *, known_sets: Iterable[Path] = ()
+    station: Station,
+    ledger: Ledger,
+    world: World,
+    stop: threading.Event,
+    *,
+    known_sets: Iterable[Path] = (),
+    scan: Scan | None = None,
 ) -> Line:
     """Return a line that enrols with the EST server of the settings and announces to their broker.
 
     What other lines have used up, by the settings and by `known_sets`, is refused from here on.
+    `scan` reads labels back, where the settings want that.
     """
     settings = station.settings
     take_the_seal(ledger, station)
@@ -80,6 +88,7 @@ def open_line(
         midwife=midwife,
         world=world,
         stop=stop,
+        labels=open_labels(settings.label, settings.site, scan) if settings.label else None,
     )
 
 

@@ -23,6 +23,7 @@ from devicesim.line.ledger import ChainPlace, EventRow, Ledger, UnitRow
 from devicesim.line.ledger import checkpoints as signed
 from devicesim.line.ledger.chain import GENESIS
 from devicesim.line.ledger.edges import told
+from devicesim.line.ledger.labels import PRINTED, REPRINTED
 from devicesim.line.merkle import Frontier, leaf_hash
 from devicesim.line.states import State
 from devicesim.trust import TrustAnchors
@@ -124,9 +125,10 @@ class _Said:
             self.parts.setdefault(facts["batch"], []).append(part)
         elif event.kind == "reissue":
             self.units[facts["device_id"]] = {"generation": str(facts["generation"] + 1)}
-        elif event.kind in set(State):
+        elif event.kind in {*State, PRINTED, REPRINTED}:
             known: Mapping[str, Any] = {name: facts[name] for name in _LEARNED if facts.get(name)}
-            self.units.setdefault(facts["device_id"], {}).update({**known, "state": event.kind})
+            state = {"state": event.kind} if event.kind in set(State) else {}
+            self.units.setdefault(facts["device_id"], {}).update({**known, **state})
 
     def compare(self, ledger: Ledger) -> int:
         """Return how many units there are, all of them as they were told."""

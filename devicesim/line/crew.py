@@ -31,6 +31,7 @@ class Act(StrEnum):
 
     RUN = "run"
     RETRY = "retry"
+    REPRINT = "reprint"
     REVOKED = "revoked"
     REISSUE = "reissue"
     SCRAP = "scrap"
@@ -40,6 +41,7 @@ class Act(StrEnum):
 _NEEDED: dict[Act, Role] = {
     Act.RUN: Role.OPERATE,
     Act.RETRY: Role.OPERATE,
+    Act.REPRINT: Role.REWORK,
     Act.REVOKED: Role.REWORK,
     Act.REISSUE: Role.REWORK,
     Act.SCRAP: Role.REWORK,

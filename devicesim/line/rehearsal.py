@@ -17,6 +17,7 @@ from devicesim.errors import ConfigInvalid, DeviceSimError, StorageError, Verifi
 from devicesim.line.assembly import mqtt_identity, open_ledger
 from devicesim.line.batch import Batch, ByIdevid, ByOneTimePassword, ByStation, load_batch
 from devicesim.line.findings import InputInvalid, errors_of
+from devicesim.line.labelling import open_labels
 from devicesim.line.leases import allotted
 from devicesim.line.settings import Settings, load_settings
 from devicesim.line.station import Station, read_identity, read_password
@@ -102,6 +103,7 @@ class Rehearsal:
             ("clock", self._check_clock),
             ("csr attributes", self._check_wishes),
             ("broker", self._check_broker),
+            ("labels", self._check_labels),
         )
 
     # --- what was read before ---------------------------------------------------------------------------------------
@@ -239,6 +241,14 @@ class Rehearsal:
         url, station = BrokerUrl.parse(settings.mqtt.url), self.station
         MqttConnection(url, mqtt_identity(station.settings, settings.mqtt)).close()
         return f"{url} takes {settings.site.station}"
+
+    def _check_labels(self) -> str:
+        label = self.settings.label
+        if label is None:
+            return "none"
+        made = open_labels(label, self.settings.site)
+        scanned = "scanned back: `line open`" if label.scan_back else "not scanned back"
+        return f"{made.template.width_mm:g} x {made.template.height_mm:g} mm, {scanned}"
 
 
 def _existing(path: Path) -> Path:

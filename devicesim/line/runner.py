@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -20,6 +20,7 @@ from typing import Protocol
 from devicesim.errors import ClockUntrustworthy, DeviceSimError, StorageError, Unreachable
 from devicesim.line.batch import Batch, ByStation, Unit
 from devicesim.line.birth import Midwife
+from devicesim.line.labelling import Labels
 from devicesim.line.ledger import Ledger, UnitRow
 from devicesim.line.settings import Settings
 from devicesim.line.states import Failure, FailureCode, State, failure_of
@@ -34,17 +35,49 @@ _STATION_CODES = frozenset({FailureCode.EST_NET, FailureCode.EST_AUTH})
 _STOPPING = (StorageError, ClockUntrustworthy)
 
 
-class Progress(Protocol):
-    """Who watches a run; called from several threads."""
-
-    def begin(self, total: int, to_do: int) -> None:
-        """Hear that the run begins, with so many of the batch's units to work on."""
+class Watcher(Protocol):
+    """Who watches units; called from several threads."""
 
     def step(self, slot: int, device_id: str, state: State) -> None:
         """Hear that a slot's unit has come to a state."""
 
     def ended(self, unit: UnitRow, failure: Failure | None) -> None:
         """Hear that a unit has passed, or failed."""
+
+
+class Progress(Watcher, Protocol):
+    """Who watches the run of a batch."""
+
+    def begin(self, total: int, to_do: int) -> None:
+        """Hear that the run begins, with so many of the batch's units to work on."""
+
+
+class Units(Protocol):
+    """Where the slots of a run take their units from; asked from several threads."""
+
+    def take(self) -> Unit | None:
+        """Return the next unit, waiting until there is one; None when there will be no more."""
+
+    def is_there_more(self) -> bool:
+        """Tell whether more units wait than those that were taken."""
+
+
+class Planned:
+    """The units of a plan, in its order."""
+
+    def __init__(self, units: Iterable[Unit]) -> None:
+        self._units = deque(units)
+
+    def take(self) -> Unit | None:
+        """Return the next unit, or None when all were taken."""
+        try:
+            return self._units.popleft()
+        except IndexError:
+            return None
+
+    def is_there_more(self) -> bool:
+        """Tell whether any is left."""
+        return bool(self._units)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +89,7 @@ class Line:
         server_time: the EST server's own clock, or None when it does not say.
         voice: announces; None when there is no broker.
         midwife: lets devices announce themselves; None when they do not.
+        labels: prints labels and has them read back; None when units get none.
         stop: set to have every slot stop after its current step.
     """
 
@@ -68,6 +102,7 @@ class Line:
     midwife: Midwife | None
     world: World
     stop: threading.Event
+    labels: Labels | None = None
 
     def run(self, batch: Batch, *, slots: int, progress: Progress) -> Failure | None:
         """Work on every unit of a batch that has not passed; return why the line stopped early, if it did."""
@@ -77,14 +112,18 @@ class Line:
         progress.begin(len(batch.units), len(to_do))
         if not to_do:
             return None
+        enrols = any(not rows[unit.device_id].ended for unit in to_do)
+        return self.work(Planned(to_do), slots=min(slots, len(to_do)), enrols=enrols, progress=progress)
+
+    def work(self, units: Units, *, slots: int, enrols: bool = True, progress: Watcher) -> Failure | None:
+        """Have slots take units of an open batch until there are no more; return why the line stopped early."""
         try:
-            check = self._check_clock(enrols=any(not rows[unit.device_id].ended for unit in to_do))
+            check = self._check_clock(enrols=enrols)
         except Unreachable as error:
             return failure_of(error, State.KEYED)
-        run = _Run(self, deque(to_do), check, progress)
-        count = min(slots, len(to_do))
-        with ThreadPoolExecutor(count, thread_name_prefix="slot") as pool:
-            futures = [pool.submit(run.slot, number) for number in range(1, count + 1)]
+        run = _Run(self, units, check, progress)
+        with ThreadPoolExecutor(slots, thread_name_prefix="slot") as pool:
+            futures = [pool.submit(run.slot, number) for number in range(1, slots + 1)]
         for future in futures:
             future.result()
         return run.stopped_by
@@ -106,9 +145,9 @@ class _Run:
     """What the slots of one run share."""
 
     line: Line
-    to_do: deque[Unit]
+    units: Units
     clock_check: ClockCheck
-    progress: Progress
+    progress: Watcher
     stopped_by: Failure | None = None
     _in_a_row: int = 0
     _mutex: threading.Lock = field(default_factory=threading.Lock)
@@ -118,9 +157,8 @@ class _Run:
         doors: dict[str, Door] = {}
         try:
             while not self.line.stop.is_set():
-                try:
-                    unit = self.to_do.popleft()
-                except IndexError:
+                unit = self.units.take()
+                if unit is None:
                     return
                 self._provision(unit, number, doors)
         except Stopped:
@@ -185,6 +223,7 @@ class _Run:
             trust=line.trust,
             clock_check=self.clock_check,
             voice=line.voice,
+            labels=line.labels,
             world=line.world,
         )
 
@@ -205,6 +244,6 @@ class _Run:
                 self._in_a_row = 0
                 return
             self._in_a_row += 1
-            if self._in_a_row >= STOP_AFTER and self.to_do:
+            if self._in_a_row >= STOP_AFTER and self.units.is_there_more():
                 self.stopped_by = failure
                 self.line.stop.set()

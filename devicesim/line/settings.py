@@ -15,9 +15,10 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
 
 from devicesim.csr import KEY_TYPES
+from devicesim.labels.printer import open_printer
 from devicesim.line.crew import Crew, Role, Shifts
 from devicesim.line.findings import InputInvalid, findings_of, read_toml
-from devicesim.line.states import Way
+from devicesim.line.states import State, Way
 from devicesim.mqtt.topics import IDENTIFIER, identifier
 
 BUILD_FLOOR = datetime(2026, 11, 1, tzinfo=UTC)
@@ -70,6 +71,12 @@ def _url(scheme: str) -> AfterValidator:
     return AfterValidator(check)
 
 
+def _printer(where: object) -> object:
+    is_program = isinstance(where, list) and where and all(isinstance(word, str) and word for word in where)
+    open_printer(where if isinstance(where, str) or is_program else "")  # type: ignore[arg-type]  # a list of strings
+    return tuple(where) if is_program else where  # type: ignore[arg-type]
+
+
 def _zone(name: object) -> ZoneInfo:
     try:
         return ZoneInfo(name if isinstance(name, str) else "")
@@ -102,6 +109,18 @@ TimeOfDay = Annotated[time, BeforeValidator(_time_of_day), _patterned(_TIME_OF_D
 KeyAlgorithm = Annotated[str, AfterValidator(_kind_of_key), WithJsonSchema({"type": "string", "enum": [*KEY_TYPES]})]
 HttpsUrl = Annotated[str, _url("https"), _patterned(_url_pattern("https"))]
 MqttsUrl = Annotated[str, _url("mqtts"), _patterned(_url_pattern("mqtts"))]
+PrinterName = Annotated[
+    str | tuple[str, ...],
+    BeforeValidator(_printer),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string", "pattern": r"^(?:tcp://[^/?#@\s]+:[0-9]{1,5}|file:.+)$"},
+                {"type": "array", "items": {"type": "string", "minLength": 1}, "minItems": 1},
+            ]
+        }
+    ),
+]
 Whole = Annotated[int, Field(strict=True)]
 """A whole number, written as one: neither "4" nor true."""
 
@@ -194,6 +213,22 @@ class Rework(Section):
     old_certificate: OldCertificate = "lapse"
 
 
+class Labelling(Section):
+    """`[label]`: every unit gets a label; without this section there are none.
+
+    Attributes:
+        template: what is on it; the one that comes with the program when it is left out.
+        printer: "tcp://HOST:PORT" (raw ZPL), "file:DIR", or a program with its arguments, which reads ZPL.
+        dpi: the dots of the printer, per inch.
+        scan_back: PASS only when the label was scanned and says what the device says.
+    """
+
+    template: Path | None = None
+    printer: PrinterName
+    dpi: Literal[203, 300, 600] = 203
+    scan_back: Annotated[bool, Field(strict=True)] = True
+
+
 class Mqtt(Section):
     """`[mqtt]`: the broker; without this section nothing is announced.
 
@@ -221,6 +256,7 @@ class Settings(Section):
     rework: Rework = Rework()
     operators: dict[Identifier, frozenset[Role]] = Field(default_factory=dict)
     mqtt: Mqtt | None = None
+    label: Labelling | None = None
 
     def crew(self) -> Crew:
         """Return the people of `[operators]`: a badge and its roles, `"op-113" = ["operate", "rework"]`."""
@@ -228,7 +264,7 @@ class Settings(Section):
 
     def way(self) -> Way:
         """Return the states that a unit walks at this station."""
-        return Way.through()
+        return Way.through() if self.label is None else Way.through(State.LABELLED)
 
 
 def load_settings(path: Path) -> Settings:
@@ -252,8 +288,17 @@ def _anchored(settings: Settings, base: Path) -> Settings:
         "key": at(settings.key, "devices"),
         "ledger": at(settings.ledger, "path").model_copy(update={"known_sets": known_sets}),
         "mqtt": settings.mqtt and at(settings.mqtt, "trust"),
+        "label": settings.label and _label_at(at(settings.label, "template"), base),
     }
     return settings.model_copy(update=changes)
+
+
+def _label_at(label: Section, base: Path) -> Section:
+    """Anchor the folder that labels are written to."""
+    assert isinstance(label, Labelling)
+    if not isinstance(label.printer, str) or not label.printer.startswith("file:"):
+        return label
+    return label.model_copy(update={"printer": f"file:{base / label.printer.removeprefix('file:')}"})
 
 
 def template(
@@ -313,6 +358,11 @@ checkpoint_every = 500         # events between two checkpoints that the station
 
 # [rework]
 # old_certificate = "revoke"   # of a unit re-issued or scrapped; "lapse": left to expire
+
+# [label]                      # a label for each unit, scanned back before it passes
+# printer = "tcp://127.0.0.1:9100"
+# template = "gw2.label"
+# scan_back = true
 
 # [operators]                  # who works here; scrap and re-issue need two of them
 # "op-113" = ["operate", "rework"]

@@ -27,6 +27,8 @@ from devicesim.trust import CMC_RA, TrustAnchors, extended_key_usage
 
 CHECKPOINT = "application/vnd.estline.ledger-checkpoint.v1+json"
 KNOWN_SET = "application/vnd.estline.known-set.v1+json"
+YIELD = "application/vnd.estline.line-yield.v1+json"
+YIELD_PAGE = "application/vnd.estline.line-yield-page.v1+json"
 
 Seal = Callable[[str, Mapping[str, object], datetime], bytes]
 """Signs a statement of a kind, made at a time, and returns its envelope."""

@@ -32,6 +32,7 @@ from devicesim.errors import (
     Unreachable,
     VerificationFailed,
 )
+from devicesim.labels.errors import LabelFailed, ScanFailed
 from devicesim.line.crew import OperatorRefused
 
 
@@ -134,6 +135,8 @@ class Failure:
 
 _BY_ERROR: tuple[tuple[type[DeviceSimError], FailureCode], ...] = (  # the first that fits
     (OperatorRefused, FailureCode.OPERATOR),
+    (LabelFailed, FailureCode.LABEL),
+    (ScanFailed, FailureCode.SCAN),
     (Conflict, FailureCode.DUPLICATE),
     (CannotComply, FailureCode.POLICY),
     (ClockUntrustworthy, FailureCode.CLOCK),

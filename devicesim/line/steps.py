@@ -1,6 +1,6 @@
 """One unit, told in the order it happens.
 
-    clock → key on the device → request checked → certificate, checked → installed → read back → PASS
+    clock → key on the device → request checked → certificate, checked → installed → read back (→ label, scanned) → PASS
 
 Rules:
 - Which step comes next is what the ledger says, so a crash anywhere is an ordinary start.
@@ -25,12 +25,14 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from devicesim.check import check_certificate
 from devicesim.csr import CsrDraft, key_type_of, load_csr, spki
-from devicesim.device import Device
+from devicesim.device import Device, DeviceIdentity
 from devicesim.errors import ClockUntrustworthy, VerificationFailed
 from devicesim.keystore import FileKeyStore
 from devicesim.line.batch import ByStation, Unit
-from devicesim.line.ledger import Ledger, UnitRow
+from devicesim.line.labelling import Labels, check_label
+from devicesim.line.ledger import Ledger, UnitRow, Why
 from devicesim.line.ledger.edges import Learned
+from devicesim.line.reasons import Reason
 from devicesim.line.settings import Est, Settings
 from devicesim.line.states import State
 from devicesim.line.station import Door
@@ -105,6 +107,7 @@ class Work:
     trust: TrustAnchors
     clock_check: ClockCheck
     voice: Voice | None
+    labels: Labels | None
     world: World
 
     # --- the steps --------------------------------------------------------------------------------------------------
@@ -156,12 +159,23 @@ class Work:
 
     def verify(self, row: UnitRow, started: float) -> UnitRow:
         """Read back from the device's store what a restart would find there."""
-        found = open_device(self.settings, self.unit.device_id, self.world.clock)[0].identity
-        if found is None or found.certificate != _certificate(row):
-            raise VerificationFailed(f"{self.unit.device_id} does not hold the certificate it was given")
+        found = self._held(row)
         if sha256(spki(found.key)).hexdigest() != row.spki_sha256 or common_name(found.certificate) != row.device_id:
             raise VerificationFailed(f"{self.unit.device_id} holds another key than the one it made")
         return self._advance(row, State.VERIFIED, started)
+
+    def label(self, row: UnitRow, started: float) -> UnitRow:
+        """Print the unit's label, once, and hold what is scanned on it against what the device itself says."""
+        assert self.labels is not None
+        if row.label is None:
+            label = self.labels.of(row, self._held(row).certificate)
+            self.labels.print(row.device_id, label)
+            row = self.ledger.printed(row.device_id, label.text)
+        read = self._scanned(row, self.labels)
+        said = self.labels.of(row, self._found(row).certificate).text
+        check_label(read, said, row.device_id)
+        self._held(row)
+        return self._advance(row, State.LABELLED, started, label=said)
 
     def record(self, row: UnitRow, started: float) -> UnitRow:
         """PASS: the ledger row and the announcement, in one transaction."""
@@ -196,6 +210,31 @@ class Work:
             )
         return CsrDraft.resuming(pending.request, pending.key)
 
+    def _scanned(self, row: UnitRow, labels: Labels) -> str:
+        """Return what is read on the label, or was printed; print it once more as often as the operator asks."""
+        assert row.label is not None
+        if labels.scan is None:
+            return row.label
+        while (read := labels.scan(self.slot, row.device_id)) is None:
+            label = labels.of(row, self._held(row).certificate)
+            self.ledger.printed(row.device_id, label.text, Why(Reason.LABEL_DAMAGED))  # first: none without a row
+            labels.print(row.device_id, label)
+        return read
+
+    def _found(self, row: UnitRow) -> DeviceIdentity:
+        """Return what a restart of the device would find in its store, whatever it is."""
+        found = open_device(self.settings, row.device_id, self.world.clock)[0].identity
+        if found is None:
+            raise VerificationFailed(f"{row.device_id} holds no certificate")
+        return found
+
+    def _held(self, row: UnitRow) -> DeviceIdentity:
+        """Return what a restart of the device would find; it must be the certificate it was given."""
+        found = self._found(row)
+        if found.certificate != _certificate(row):
+            raise VerificationFailed(f"{row.device_id} does not hold the certificate it was given")
+        return found
+
     def _forget_an_ended_draft(self, row: UnitRow) -> None:
         """Have a re-issued unit make a new key, also when its store still holds a request under its old one."""
         pending = self.store.pending()
@@ -217,6 +256,7 @@ STEPS: dict[State, Callable[[Work, UnitRow, float], UnitRow]] = {
     State.ENROLLED: Work.enrol,
     State.INSTALLED: Work.install,
     State.VERIFIED: Work.verify,
+    State.LABELLED: Work.label,
     State.RECORDED: Work.record,
 }
 """State → the step that leads to it. Which of them a unit walks, and in which order, is the ledger's `way`."""

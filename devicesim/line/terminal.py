@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Self
 
 from devicesim.line.ledger import UnitRow
-from devicesim.line.report import Report, Yield
+from devicesim.line.standing import Report, Yield
 from devicesim.line.states import Failure, State
 
 if TYPE_CHECKING:

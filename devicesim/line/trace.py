@@ -8,7 +8,7 @@ from typing import Any
 
 from devicesim.line.ledger import AttemptRow, EventRow, Ledger, RevocationRow, UnitRow
 from devicesim.line.ledger.disk import stamp
-from devicesim.line.states import FailureCode, State
+from devicesim.line.states import PASSED, FailureCode, State
 
 _WHO = ("operator", "second", "shift", "station", "slot")
 _TOLD = ("code", "text", "reason", "note", "old_certificate", "cert_serial", "label", "generation", "attempt")
@@ -89,16 +89,17 @@ def _moments(events: list[EventRow], attempts: Mapping[int, AttemptRow]) -> Iter
 
 def _advice(unit: UnitRow, owed: list[RevocationRow]) -> str:
     revoke = [f"revoke the certificate of generation {order.generation} at the CA" for order in owed]
-    return "; ".join([*revoke, _of_state(unit, unit.failure.code if unit.failure else None)])
+    return "; ".join([*revoke, next_step(unit.state, unit.batch, unit.failure.code if unit.failure else None)])
 
 
-def _of_state(unit: UnitRow, failed: FailureCode | None) -> str:
+def next_step(state: State, batch: str, failed: FailureCode | None) -> str:
+    """Say what to do next with a unit."""
     if failed is not None:
         return failed.advice
-    if unit.state is State.SCRAPPED:
+    if state is State.SCRAPPED:
         return "nothing: it was scrapped, and its identity is not used again"
-    if not unit.passed:
-        return f"run batch {unit.batch}: the unit goes on from {unit.state}"
-    if unit.state is State.RECORDED:
+    if state not in PASSED:
+        return f"run batch {batch}: the unit goes on from {state}"
+    if state is State.RECORDED:
         return "nothing: it passed; its announcement is not confirmed by a broker yet"
     return "nothing: it passed, and that is announced"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 
 from flask import Flask, request
@@ -11,6 +11,7 @@ from flask import Flask, request
 from estserver.assembly import Rules, enrollment_of, inventory_of
 from estserver.config import Settings
 from estserver.inventory import Inventory
+from estserver.records import RolloverRecord
 from estserver.status_assembly import directory_of, responder_of
 from estserver.web import errors
 from estserver.web.est import est
@@ -45,7 +46,7 @@ def create_app(
     """
     store = inventory or inventory_of(settings)
     enrollment = enrollment_of(settings, store, clock=clock, random=random, rules=rules)
-    app = _app(settings, store, clock)
+    app = _app(settings, store, clock, None if rules is None else rules.rollovers)
     app.extensions["estline.enrollment"] = enrollment
     app.extensions["estline.turn"] = Turn(enrollment.issue)
     proxy = proxy_of(settings.proxy)
@@ -70,14 +71,19 @@ def create_status_app(
     return _observed(_app(settings, inventory, clock), settings, tell, random)
 
 
-def _app(settings: Settings, inventory: Inventory, clock: Callable[[], datetime]) -> Flask:
+def _app(
+    settings: Settings,
+    inventory: Inventory,
+    clock: Callable[[], datetime],
+    rollovers: Sequence[RolloverRecord] | None = None,
+) -> Flask:
     """Make what both have: the status of certificates, and how errors are told."""
     app = Flask(__name__, static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = settings.server.body_max_bytes
     app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False  # Flask would answer OPTIONS as HTML
     app.config["ESTLINE_REALM"] = settings.realm
-    responder = responder_of(settings, inventory)
-    app.extensions["estline.directory"] = directory_of(settings, inventory)
+    responder = responder_of(settings, inventory, rollovers)
+    app.extensions["estline.directory"] = directory_of(settings, inventory, rollovers)
     app.extensions["estline.respond"] = lambda octets: responder.respond(octets, clock())
     app.url_map.strict_slashes = True
     app.url_map.merge_slashes = False

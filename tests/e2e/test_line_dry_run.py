@@ -22,7 +22,7 @@ from tests.mqtt_pki import CLIENT, Pki
 pytestmark = pytest.mark.e2e
 NAMES = [
     *("batch", "settings", "lease", "ledger", "disk", "certificate", "credentials", "est server", "clock"),
-    *("csr attributes", "broker"),
+    *("csr attributes", "broker", "labels"),
 ]
 
 

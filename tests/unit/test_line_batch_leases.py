@@ -16,7 +16,7 @@ from devicesim.line.batch import Batch, Span, load_batch
 from devicesim.line.findings import InputInvalid
 from devicesim.line.leases import allotted, load_lease, split
 from devicesim.line.ledger import Ledger
-from devicesim.line.report import make_report
+from devicesim.line.standing import make_report
 from tests.line_support import PaperLine
 
 

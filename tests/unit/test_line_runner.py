@@ -17,7 +17,7 @@ from devicesim.errors import ClockUntrustworthy, Conflict, StorageError, Unreach
 from devicesim.keystore import FileKeyStore
 from devicesim.line.batch import ByIdevid, ByOneTimePassword
 from devicesim.line.ledger import Ledger
-from devicesim.line.report import exit_code, make_report, write_report
+from devicesim.line.standing import exit_code, make_report, write_report
 from devicesim.line.states import FailureCode, State
 from devicesim.line.terminal import report_text
 from devicesim.mqtt import outbox

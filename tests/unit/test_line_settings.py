@@ -9,6 +9,7 @@ import pytest
 from devicesim.line.crew import Act
 from devicesim.line.findings import InputInvalid
 from devicesim.line.settings import BUILD_FLOOR, load_settings, template
+from devicesim.line.states import State
 from devicesim.line.station import Station
 from tests.mqtt_pki import Pki
 
@@ -111,3 +112,33 @@ def test_people_and_shifts_are_read_and_every_mistake_in_them_is_named(tmp_path)
         load_settings(path)
     named = {found.column.split(".")[0] + "." + found.column.split(".")[1] for found in caught.value.findings}
     assert named == {"site.timezone", "site.shifts", "operators.OP 1", "rework.old_certificate"}
+
+
+def test_labels_are_a_step_of_the_way_and_their_paths_are_beside_the_file(tmp_path):
+    path = tmp_path / "line.toml"
+    text = template(**MADE, mqtt=None)
+    path.write_text(text)
+    assert State.LABELLED not in load_settings(path).way().states
+    path.write_text(text + '[label]\nprinter = "file:labels"\ntemplate = "gw2.label"\ndpi = 300\n')
+    settings = load_settings(path)
+    assert settings.label is not None
+    assert (settings.label.printer, settings.label.template) == (f"file:{tmp_path}/labels", tmp_path / "gw2.label")
+    assert settings.label.scan_back
+    assert settings.way().after(State.VERIFIED) is State.LABELLED
+    path.write_text(text + '[label]\nprinter = ["lp", "-o", "raw"]\n')
+    label = load_settings(path).label
+    assert label is not None
+    assert label.printer == ("lp", "-o", "raw")
+
+
+@pytest.mark.parametrize(
+    "printer", ['"lp"', "[]", '["lp", 1]', '["lp", ""]', "3", '"tcp://h:99999"', '"tcp://u:p@h:1"']
+)
+def test_a_printer_that_is_none_is_one_finding(tmp_path, printer):
+    path = tmp_path / "line.toml"
+    path.write_text(template(**MADE, mqtt=None) + f"[label]\nprinter = {printer}\n")
+    with pytest.raises(InputInvalid) as caught:
+        load_settings(path)
+    (finding,) = caught.value.findings
+    assert finding.column == "label.printer"
+    assert finding.text.startswith('is "tcp://HOST:PORT"')

@@ -8,7 +8,7 @@ import pytest
 
 from devicesim.errors import StorageError
 from devicesim.line.announcing import Announcing
-from devicesim.line.report import percentile
+from devicesim.line.report.times import percentile
 from devicesim.line.terminal import BarProgress, PlainProgress, table
 from devicesim.mqtt.announcer import DrainResult
 from tests.line_support import PaperLine

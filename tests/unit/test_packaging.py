@@ -27,6 +27,8 @@ EXTRAS = (
     "prometheus_client",
     "amqtt",
     "stdnum",
+    "segno",
+    "PIL",
 )
 
 

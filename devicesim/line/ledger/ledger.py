@@ -24,7 +24,7 @@ from devicesim.errors import ConfigInvalid, Locked
 from devicesim.line.batch import Batch
 from devicesim.line.crew import Actor, Duty
 from devicesim.line.known import KnownSets
-from devicesim.line.ledger import chain, checkpoints, edges, intake, rework, rows, schema
+from devicesim.line.ledger import chain, checkpoints, edges, intake, labels, rework, rows, schema
 from devicesim.line.ledger.chain import ChainPlace, EventRow
 from devicesim.line.ledger.checkpoints import Checkpoint
 from devicesim.line.ledger.disk import exclusive, open_database, storage_errors
@@ -199,6 +199,12 @@ class Ledger:
         """Move a unit along one edge, keeping what was learned on it; walked already, it changes nothing."""
         with self._transaction() as writing:
             edges.advance(writing, self.way, device_id, to, took_ms, learned)
+        return self.unit(device_id)
+
+    def printed(self, device_id: str, label: str, why: Why | None = None) -> UnitRow:
+        """Record that a unit's label was printed, which claims what it says; `why`: that it was printed again."""
+        with self._transaction() as writing:
+            labels.printed(writing, device_id, label, why)
         return self.unit(device_id)
 
     def record(self, device_id: str, *, took_ms: float, announce: Announce | None, birth: bool) -> UnitRow:

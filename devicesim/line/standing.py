@@ -1,4 +1,4 @@
-"""What a batch came to: its units, the yield, the times of each step.
+"""How a batch stands at the end of a run: every unit, the yield, the times of each step.
 
 Everything is counted from the ledger, so the report of a batch is the same whenever it is asked for, whichever run did
 the work.
@@ -6,9 +6,8 @@ the work.
 
 from __future__ import annotations
 
-import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -18,6 +17,7 @@ from cryptography import x509
 from devicesim.durable import write_whole
 from devicesim.line.ledger import AttemptRow, ChainPlace, Ledger, UnitRow
 from devicesim.line.ledger.disk import json_text, stamp
+from devicesim.line.report.times import percentile
 from devicesim.line.states import ORDER, Failure, FailureCode, State
 
 
@@ -106,7 +106,7 @@ def make_report(ledger: Ledger, batch_id: str, *, now: datetime) -> Report:
         place=ledger.place(),
         made_at=now,
         units=units,
-        result=_count(rows),
+        result=_count(rows, attempts),
         failures=dict(Counter(row.failure.code.value for row in rows if row.failure).most_common()),
         steps=_step_times(attempts),
         announcements_owed=ledger.owed(),
@@ -131,18 +131,12 @@ def write_report(report: Report, path: Path) -> None:
     write_whole(path, json_text(report.to_dict()).encode() + b"\n")
 
 
-def percentile(values: Iterable[float], fraction: float) -> float:
-    """Return the smallest value that at least this fraction of the values does not exceed (nearest rank)."""
-    ordered = sorted(values)
-    return ordered[max(math.ceil(fraction * len(ordered)) - 1, 0)]
-
-
-def _count(rows: list[UnitRow]) -> Yield:
+def _count(rows: list[UnitRow], attempts: list[AttemptRow]) -> Yield:
     passed = [row for row in rows if row.passed]
     return Yield(
         planned=len(rows),
         attempted=sum(row.attempts > 0 for row in rows),
-        first_pass=sum(row.attempts == 1 for row in passed),
+        first_pass=sum(attempt.number == 1 and attempt.outcome == "pass" for attempt in attempts),
         passed=len(passed),
         failed=sum(row.failure is not None for row in rows),
         scrapped=sum(row.state is State.SCRAPPED for row in rows),
