@@ -2,12 +2,17 @@
 PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# what decides who gets what: every branch of it is tested
+DECIDES := asn1.py attestation.py csr.py csrattrs.py enroll.py errors.py identity/* model.py policy/* possession.py \
+  refusals.py strength.py
 
-.PHONY: help setup demo test bench lint types clean
+.PHONY: help setup demo test coverage mutants bench lint types clean
 
 help:
 	@echo "make demo [KEEP=1]   provision a batch end to end; KEEP=1 leaves server and broker running"
 	@echo "make test            run every test"
+	@echo "make coverage        the same, and fail where branches are missed (docs/testing.md)"
+	@echo "make mutants         change what decides, line by line, and see which test notices"
 	@echo "make bench           server CPU of an enrolment against nginx, and where it goes (ARGS=--quick)"
 	@echo "make lint types      ruff; mypy --strict"
 
@@ -25,6 +30,17 @@ demo: .venv/ready
 test: .venv/ready
 	$(BIN)/python -m pytest -n 2 $(ARGS)
 
+coverage: .venv/ready
+	@rm -f .coverage .coverage.*
+	$(BIN)/python -m coverage run -m pytest -n 2 $(ARGS)
+	@$(BIN)/coverage combine --quiet; rm -f .coverage.*  # who was killed while writing leaves a part
+	@$(BIN)/coverage report --include="$$(echo $(DECIDES:%=estserver/%) | tr ' ' ,)" --fail-under=100
+	@$(BIN)/coverage report --fail-under=95
+
+mutants: .venv/ready
+	$(BIN)/mutmut run $(ARGS)
+	@$(BIN)/mutmut results
+
 bench: .venv/ready
 	$(BIN)/python benchmarks/enrol.py $(ARGS)
 
@@ -35,4 +51,4 @@ types: .venv/ready
 	$(BIN)/mypy
 
 clean:
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage* mutants

@@ -235,9 +235,12 @@ def dotted(oid_octets: bytes) -> str:
     if len(oid_octets) > _OID_MAX_BYTES:
         raise MalformedRequest("an object identifier is too long")
     try:
-        return str(core.ObjectIdentifier.load(oid_octets).dotted)
+        found = str(core.ObjectIdentifier.load(oid_octets).dotted)
+        if core.ObjectIdentifier(found).dump() == oid_octets:  # the library reads more than there is to be written
+            return found
     except (ValueError, TypeError, IndexError):
-        raise MalformedRequest("an object identifier is not encoded right") from None
+        pass
+    raise MalformedRequest("an object identifier is not encoded right")
 
 
 def directory_string(value: Tlv) -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from cryptography import x509
 
-from estserver.asn1 import OID_EXTENSION_REQUEST, extensions_der, oid_der, read_tlv, write_tlv
+from estserver.asn1 import OID_EXTENSION_REQUEST, extensions_der, integer_der, oid_der, read_tlv, write_tlv
 from estserver.model import Der
 
 OID_CSR_TEMPLATE = "1.2.840.113549.1.9.16.2.61"
@@ -42,7 +42,7 @@ def _attr_or_oid(item: CsrAttribute) -> bytes:
 def request_template(
     *,
     subject: Sequence[Der],
-    key_algorithm: Der | None,
+    key: Der | None,
     extensions: Sequence[tuple[str, bool, Der]],
     partial: bool = False,
 ) -> Der:
@@ -50,16 +50,22 @@ def request_template(
 
     Args:
         subject: what `rdn` wrote.
-        key_algorithm: AlgorithmIdentifier of the wanted key, or None.
+        key: AlgorithmIdentifier of the wanted key, and what `rsa_placeholder` wrote; or None.
         extensions: given extensions; none leaves the mandatory `attributes [1]` empty.
         partial: something in an extension is for the device to fill in, and only then their type says so.
     """
     name = write_tlv(_SEQUENCE, *subject) if subject else b""
-    key = write_tlv(0xA0, key_algorithm) if key_algorithm is not None else b""
+    wanted_key = write_tlv(0xA0, key) if key is not None else b""
     kind = OID_EXTENSION_TEMPLATE if partial else OID_EXTENSION_REQUEST
     wish = write_tlv(_SEQUENCE, oid_der(kind), write_tlv(_SET, extensions_der(extensions)))
     attributes = write_tlv(0xA1, wish) if extensions else b"\xa1\x00"
-    return Der(write_tlv(_SEQUENCE, b"\x02\x01\x00", name, key, attributes))
+    return Der(write_tlv(_SEQUENCE, b"\x02\x01\x00", name, wanted_key, attributes))
+
+
+def rsa_placeholder(bits: int) -> Der:
+    """Write the subjectPublicKey that says of a wanted RSA key nothing but its size (RFC 9908 §3.4)."""
+    key = write_tlv(_SEQUENCE, integer_der((1 << bits) - 1), integer_der(65537))
+    return Der(write_tlv(0x03, b"\x00", key))
 
 
 def rdn(oid: str, value: str | None) -> Der:

@@ -92,17 +92,6 @@ def name_matches(pattern: str, name: GeneralName) -> bool:
     return matches(kind if kind in _LEVEL else "text", rest, name.value)
 
 
-def is_name_pattern(pattern: str) -> bool:
-    """Return whether this is a `dns:`, `ip:`, `uri:` or `email:` pattern that can match something."""
-    kind, colon, rest = pattern.partition(":")
-    if kind == "ip":
-        try:
-            ipaddress.ip_network(rest, strict=False)
-        except ValueError:
-            return False
-    return kind in ("dns", "ip", "uri", "email") and bool(colon and rest)
-
-
 def same_subject(left: Iterable[NameAttribute], right: Iterable[NameAttribute]) -> bool:
     """Compare distinguished names by value (RFC 5280 §7.1): strongSwan and openssl choose different string types."""
     return [(a.oid, _folded(a.value)) for a in left] == [(b.oid, _folded(b.value)) for b in right]

@@ -57,7 +57,7 @@ def csr_attributes(
         items.append(csrattrs.CsrAttribute(asn1.OID_EXTENSION_REQUEST, (asn1.extensions_der(listed),)))
     template = csrattrs.request_template(
         subject=[csrattrs.rdn(oid, value) for oid, value in wanted.subject],
-        key_algorithm=_algorithm(key) if key is not None else None,
+        key=_template_key(key, profile) if key is not None else None,
         extensions=named,
         partial=bool(wanted.san_kinds),
     )
@@ -90,14 +90,22 @@ def _key_attribute(key: str, profile: Profile) -> csrattrs.CsrAttribute:
     if key in _CURVES:
         return csrattrs.CsrAttribute(_EC, (asn1.oid_der(_CURVES[key]),))
     if key == "RSA":
-        return csrattrs.CsrAttribute(_RSA, (asn1.integer_der(max(3072, profile.constraints.rsa_bits[0])),))
+        return csrattrs.CsrAttribute(_RSA, (asn1.integer_der(_rsa_bits(profile)),))
     return csrattrs.CsrAttribute(_PLAIN[key], ())
 
 
-def _algorithm(key: str) -> Der:
+def _template_key(key: str, profile: Profile) -> Der:
     if key in _CURVES:
         return asn1.algorithm_identifier(_EC, curve=_CURVES[key])
-    return asn1.algorithm_identifier(_RSA, null=True) if key == "RSA" else asn1.algorithm_identifier(_PLAIN[key])
+    if key == "RSA":
+        return Der(asn1.algorithm_identifier(_RSA, null=True) + csrattrs.rsa_placeholder(_rsa_bits(profile)))
+    return asn1.algorithm_identifier(_PLAIN[key])
+
+
+def _rsa_bits(profile: Profile) -> int:
+    """Return the size to suggest: 128 bits of security (SP 800-57 part 1), or the nearest that the profile takes."""
+    low, high = profile.constraints.rsa_bits
+    return min(max(3072, low), high)
 
 
 def explain(profile: Profile) -> Iterator[str]:

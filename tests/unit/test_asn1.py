@@ -74,9 +74,10 @@ def test_the_readers_of_parts_raise_nothing_else(data: bytes) -> None:
 
 @given(st.lists(st.integers(0, 2**40), min_size=1, max_size=8))
 def test_object_identifiers_go_round(arcs: list[int]) -> None:
-    dotted = ".".join(map(str, (1, 3, *arcs)))
-    assert asn1.oid_der(dotted) == maker.oid(dotted)
-    assert asn1.dotted(asn1.oid_der(dotted)) == dotted
+    for first in ((0, 9), (1, 3), (2, 5), (2, 47)):
+        dotted = ".".join(map(str, (*first, *arcs)))
+        assert asn1.oid_der(dotted) == maker.oid(dotted)
+        assert asn1.dotted(asn1.oid_der(dotted)) == dotted
 
 
 @given(st.text(st.characters(codec="utf-8"), max_size=50))
@@ -115,6 +116,56 @@ def test_both_sides_read_what_the_server_writes() -> None:
 
 def test_a_template_without_wishes_keeps_its_mandatory_field() -> None:
     """S-X08: `attributes [1]` is always there; subject and key only where they are wanted."""
-    empty = csrattrs.request_template(subject=[], key_algorithm=None, extensions=[])
+    empty = csrattrs.request_template(subject=[], key=None, extensions=[])
     assert empty == maker.sequence(b"\x02\x01\x00", b"\xa1\x00")
     assert csrattrs.csr_attrs([]) == (VECTORS / "derived-csrattrs-empty-sequence.der").read_bytes()
+
+
+def rdns(*octets: bytes) -> Der:
+    return Der(maker.sequence(*octets))
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        (rdns(maker.set_of(maker.sequence(maker.oid("2.5.4.3"), maker.text("x")), maker.sequence())), "several attr"),
+        (rdns(maker.set_of()), "several attributes"),
+        (rdns(maker.set_of(maker.sequence(maker.oid("2.5.4.3")))), "a type and a value"),
+        (rdns(maker.set_of(maker.sequence(maker.text("x"), maker.text("x")))), "type"),
+        (rdns(maker.set_of(maker.sequence(maker.oid("2.5.4.3"), b"\x05\x00"))), r"not a character string \(tag 0x05\)"),
+        (rdns(maker.set_of(maker.sequence(maker.oid("2.5.4.3"), maker.tlv(0x0C, b"\xff")))), "not of its type"),
+        (Der(maker.set_of()), "a distinguished name"),
+    ],
+)
+def test_a_name_that_is_none_is_malformed_in_words(name: Der, words: str) -> None:
+    with pytest.raises(MalformedRequest, match=words):
+        asn1.name_attributes(name)
+
+
+@pytest.mark.parametrize(
+    ("octets", "words"),
+    [
+        (b"\x06\x00", "not encoded right"),
+        (b"\x06\x01\x80", "not encoded right"),
+        (b"\x06\x03\x2a\x80\x01", "not encoded right"),
+        (b"\x06\x02\x2a\x83", "not encoded right"),
+        (b"\x02\x01\x01", "not encoded right"),
+        (maker.tlv(0x06, b"\x2a" * 200), "is too long"),
+    ],
+)
+def test_an_object_identifier_that_is_none_is_malformed(octets: bytes, words: str) -> None:
+    """Empty, unfinished and padded ones were once read."""
+    with pytest.raises(MalformedRequest, match=words):
+        asn1.dotted(octets)
+
+
+def test_a_certificate_to_be_has_its_eight_parts() -> None:
+    parts = [maker.tlv(0x30, bytes([number])) for number in range(8)]
+    assert asn1.certificate_parts(Der(maker.sequence(*parts))) == (parts[3], parts[5], parts[6])
+    with pytest.raises(MalformedRequest, match="eight parts"):
+        asn1.certificate_parts(Der(maker.sequence(*parts[:7])))
+
+
+@pytest.mark.parametrize("value", [0, 127, 128, 3072, 65537, (1 << 64) - 1])
+def test_integers_are_as_short_as_they_can_be(value: int) -> None:
+    assert asn1.integer_der(value) == maker.tlv(0x02, value.to_bytes(value.bit_length() // 8 + 1))

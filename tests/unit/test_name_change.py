@@ -48,6 +48,13 @@ def test_s_n04_an_empty_name_is_an_empty_subject() -> None:
     assert changed_to(maker.sequence(maker.sequence(), san)) == NameChange((), (NEW_DNS,))
 
 
+def test_s_n04_a_san_that_names_nothing_is_to_be_left_out() -> None:
+    with pytest.raises(MalformedRequest) as told:
+        changed_to(maker.sequence(maker.name("sn-1"), maker.tlv(0xA1)))
+    words = "the subjectAlt of the ChangeSubjectName names nothing: leave it out (RFC 6402 §2.8)"
+    assert told.value.reasons == (words,)
+
+
 def test_no_change_is_none() -> None:
     assert csr.parse(Der(maker.request(KEY))).change is None
 

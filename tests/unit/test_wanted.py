@@ -178,3 +178,26 @@ def test_c_x06_a_device_may_be_told_a_name_its_policy_allows() -> None:
     request = csr.parse(Der(made.sign()))
     assert request.san == GIVEN
     assert request.subject == (NameAttribute(CN, "sn-1"),)
+
+
+def test_every_kind_of_given_name_is_told_as_it_is_and_no_pattern_is() -> None:
+    given = ("uri:urn:x:1", "email:a@b.example", "dns:?.example", "dns:*.example", "ip:2001:db8::1", "ip:10.0.0.0/8")
+    rules = dict.fromkeys(("dns", "uri", "ip", "email"), NameRule(identity=True))
+    profile = allowing({"common_name": NameRule(values=("{device}",))}, rules)
+    assert wanted_names(profile, "", replace(ONE, names=given)).san == (
+        GeneralName("email", "a@b.example"),
+        GeneralName("ip", "2001:db8::1"),
+        GeneralName("uri", "urn:x:1"),
+    )
+
+
+def test_the_device_itself_is_told_where_the_rule_would_take_others_too() -> None:
+    several = allowing({"common_name": NameRule(values=("x", "{device}"))}, {})
+    assert wanted_names(several, "", ONE).subject == ((CN, "sn-1"),)
+    one = allowing({"common_name": NameRule(values=("x",))}, {})
+    assert wanted_names(one, "", None).subject == ((CN, "x"),)
+    assert wanted_names(one, "", ONE).subject == ((CN, "sn-1"),)
+    unit = NameRule(values=("unit of {device}",), required=True)
+    both = allowing({"common_name": NameRule(values=("{device}",)), "organizational_unit": unit}, {})
+    assert wanted_names(both, "", ONE).subject == ((CN, "sn-1"), ("2.5.4.11", "unit of sn-1"))
+    assert wanted_names(both, "", None).subject == ((CN, None), ("2.5.4.11", None))
