@@ -28,7 +28,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from devicesim.errors import BadAnswer
-from devicesim.trust import readable
+from devicesim.trust import readable_ones
 
 CHALLENGE_PASSWORD = "1.2.840.113549.1.9.7"  # noqa: S105 - an OID
 EXTENSION_REQUEST = "1.2.840.113549.1.9.14"
@@ -134,7 +134,7 @@ def certs_only(der: bytes) -> tuple[x509.Certificate, ...]:
         if not isinstance(choices, core.Void) and len(choices) > _CERTIFICATES_MAX:
             raise ValueError("too many certificates")
         found = [choice.chosen.dump() for choice in choices or () if choice.name == "certificate"]
-        certificates = tuple(filter(readable, map(x509.load_der_x509_certificate, found)))
+        certificates = readable_ones(found)
     if not certificates:
         raise BadAnswer("the answer holds no certificate that can be read")
     return certificates

@@ -10,6 +10,7 @@ Rules:
 from __future__ import annotations
 
 import ipaddress
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
@@ -106,6 +107,19 @@ def build_path(
         raise VerificationFailed(
             f"the certificate {certificate.subject.rfc4514_string()!r} does not chain to a trust anchor: {error}"
         ) from error
+
+
+def readable_ones(found: Iterable[bytes]) -> tuple[x509.Certificate, ...]:
+    """Load certificates in DER, leaving out those of which some part cannot be read.
+
+    What others send is no news about our libraries: that they will refuse some of it one day is not warned of.
+
+    Raises:
+        ValueError: one is no certificate at all.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return tuple(filter(readable, map(x509.load_der_x509_certificate, found)))
 
 
 def readable(certificate: x509.Certificate) -> bool:

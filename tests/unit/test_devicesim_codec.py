@@ -49,6 +49,17 @@ def test_what_is_not_base64_is_refused(body):
 # --- certs-only -----------------------------------------------------------------------------------------------------
 
 
+def test_a_certificate_that_our_library_will_refuse_one_day_is_no_warning():
+    """Found by hypothesis: a serial number that is not positive."""
+    message = decode_body(vector("rfc7030-A.3-simpleenroll-response.p7.b64"))
+    (certificate,) = certs_only(message)
+    length = (certificate.serial_number.bit_length() + 8) // 8
+    serial = bytes((2, length)) + certificate.serial_number.to_bytes(length)
+    assert serial in message
+    (odd,) = certs_only(message.replace(serial, bytes((2, length, 0x80)) + serial[3:]))
+    assert odd.subject == certificate.subject
+
+
 @pytest.mark.parametrize(
     ("name", "count"),
     [
