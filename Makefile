@@ -9,6 +9,7 @@ help:
 	@echo "make demo [KEEP=1]   provision a batch end to end; KEEP=1 leaves server and broker running"
 	@echo "make test            run every test"
 	@echo "make bench           server CPU of an enrolment against nginx, and where it goes (ARGS=--quick)"
+	@echo "                     (the line: $(BIN)/python benchmarks/line.py [--quick])"
 	@echo "make lint types      ruff; mypy --strict"
 
 setup: .venv/ready
