@@ -14,6 +14,7 @@ help:
 	@echo "make coverage        the same, and fail where branches are missed (docs/testing.md)"
 	@echo "make mutants         change what decides, line by line, and see which test notices"
 	@echo "make bench           server CPU of an enrolment against nginx, and where it goes (ARGS=--quick)"
+	@echo "                     (the line: $(BIN)/python benchmarks/line.py [--quick])"
 	@echo "make lint types      ruff; mypy --strict"
 
 setup: .venv/ready
