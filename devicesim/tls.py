@@ -130,6 +130,7 @@ class TlsSocket:
         context = _context(origin.host, settings)
         with network_errors(origin):
             raw = socket.create_connection((origin.host, origin.port), timeout=settings.timeout_seconds)
+        raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # a body behind its head is not to wait for an ACK
         raw.setblocking(False)  # noqa: FBT003 - the argument has no name
         tls = SSL.Connection(context, raw)
         tls.set_connect_state()
