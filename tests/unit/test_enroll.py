@@ -18,6 +18,8 @@ from estserver.ca import IssuingCa
 from estserver.enroll import Enrollment, Request
 from estserver.errors import (
     BadCredentials,
+    CapacityError,
+    ConfigError,
     EstError,
     InternalError,
     KeyReused,
@@ -113,6 +115,34 @@ def test_lesson_14_a_clock_set_back_makes_a_certificate_of_the_future(office: Of
     office.now -= timedelta(minutes=6)
     with pytest.raises(NotAuthorized, match="not valid before"):
         office.renew(issued)
+
+
+def test_a_clock_before_the_ca_was_made_stops_everything_and_so_does_one_after_its_end(home: Home) -> None:
+    ca = home.issuing
+    begin, end = ca.not_valid_before_utc, ca.not_valid_after_utc
+    second = timedelta(seconds=1)
+    for now in (begin, end):
+        with home.enrollment(lambda now=now: now) as enrollment:  # type: ignore[misc]  # the loop's own value
+            enrollment.check_clock()
+    for now in (begin - second, end + second):
+        with home.enrollment(lambda now=now: now) as enrollment, pytest.raises(ConfigError, match="clock says"):  # type: ignore[misc]  # as above
+            enrollment.check_clock()
+    office = Office(home, begin - second)
+    with pytest.raises(CapacityError, match="the clock of this server is wrong") as told:
+        office(ask(request(new_key(), "sn-1"), credentials=office.credential("sn-1")))
+    assert told.value.code == "clock-not-trustworthy"
+    assert told.value.retry_after == timedelta(minutes=1)
+
+
+def test_what_is_tolerated_of_a_renewal_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    home = found_home(tmp_path / "home", now=NOW)
+    office = Office(home)
+    issued = office.first("sn-1")
+    profile = home.path / "profiles" / "device.toml"
+    profile.write_text(profile.read_text("utf-8").replace('"P-256", ', ""), "utf-8")
+    assert office.renew(issued).device == "sn-1"
+    (line,) = [one.getMessage() for one in caplog.records if "at par" in one.getMessage()]
+    assert line.startswith("sn-1 renews at par, request : P-256 offered; profile device takes P-384")
 
 
 def test_lesson_15_a_repeat_gets_the_same_for_a_day(office: Office) -> None:
