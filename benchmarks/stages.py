@@ -129,7 +129,7 @@ class Clock:
 def instrument(clock: Clock, report: Path, warm_up: int) -> None:
     """Wrap every stage; the worker writes the report when it ends, about the requests after the first `warm_up`."""
     from estserver.serving.connection import Connection, Phase  # noqa: PLC0415  (what is wrapped is loaded here)
-    from estserver.serving.worker import FrontWorker  # noqa: PLC0415
+    from estserver.serving.worker import FrontWorker  # noqa: PLC0415  (as above)
 
     for label, where in STAGES:
         module, _, path = where.partition(":")
@@ -159,7 +159,7 @@ def _count(clock: Clock, worker: type, report: Path, warm_up: int) -> None:
         report.write_text(json.dumps(clock.report(served - before)))
 
     setattr(worker, "_serve", counted)  # noqa: B010  (not a name to write: the class is not ours)
-    setattr(worker, "run", reported)  # noqa: B010
+    setattr(worker, "run", reported)  # noqa: B010  (as above)
 
 
 def main() -> None:

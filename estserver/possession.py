@@ -81,7 +81,8 @@ def _signed_by(key: object, request: x509.CertificateSigningRequest) -> bool:
         if isinstance(key, ec.EllipticCurvePublicKey) and isinstance(parameters, ec.ECDSA):
             key.verify(signature, signed, parameters)
         elif isinstance(key, rsa.RSAPublicKey):
-            key.verify(signature, signed, parameters, request.signature_hash_algorithm)  # type: ignore[arg-type]
+            digest = request.signature_hash_algorithm
+            key.verify(signature, signed, parameters, digest)  # type: ignore[arg-type]  # a padding and its digest
         elif isinstance(key, _PLAIN):
             key.verify(signature, signed)
         else:

@@ -108,7 +108,7 @@ def verify(signed: dict[str, Any], *, trust: TrustAnchors, now: datetime) -> tup
         header, encoded = json.loads(unb64url(signed["protected"])), signed["header"]["x5c"]
         payload, signature = unb64url(signed["payload"]), unb64url(signed["signature"])
         if not 1 <= len(encoded) <= CHAIN_CERTIFICATES_MAX or "crit" in header:
-            raise ValueError("no or too many certificates, or an extension that must be understood")  # noqa: TRY301
+            raise ValueError("too many certificates, or a critical header")  # noqa: TRY301 - as malformed as the rest
         chain = [x509.load_der_x509_certificate(base64.b64decode(each, validate=True)) for each in encoded]
         algorithm = algorithm_of(chain[0].public_key())
         named = header["alg"] == algorithm.alg and header["x5t#S256"] == b64url(chain[0].fingerprint(hashes.SHA256()))

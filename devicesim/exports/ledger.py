@@ -44,7 +44,7 @@ _UNITS = (
     f"{rows.UNIT.replace(' FROM unit u', ', t.at, t.actor, t.certificate_sha256 FROM unit u')}"
     f" LEFT JOIN temp.told t USING (device_id) WHERE u.batch = ? AND u.state IN ({_PASSED}) ORDER BY u.position"
 )
-_COUNT = f"SELECT count(*), count(*) FILTER (WHERE state IN ({_PASSED})) FROM unit WHERE batch = ?"  # noqa: S608
+_COUNT = f"SELECT count(*), count(*) FILTER (WHERE state IN ({_PASSED})) FROM unit WHERE batch = ?"  # noqa: S608 - states
 
 
 @dataclass(frozen=True, slots=True)

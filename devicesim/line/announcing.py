@@ -5,12 +5,9 @@ A broker that is down costs the line nothing; what is owed stays owed, in the le
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
-from types import TracebackType
-from typing import Self
 
-from devicesim.errors import DeviceSimError
+from devicesim.line.beside import Beside
 from devicesim.line.ledger import Ledger
 from devicesim.mqtt.announcer import DrainResult
 
@@ -20,36 +17,22 @@ DRAIN_SECONDS = 5.0
 Drain = Callable[[float], DrainResult]
 
 
-class Announcing:
+class Announcing(Beside):
     """Drains while its context lasts, then once more for as long as `last_seconds`."""
 
     def __init__(self, ledger: Ledger, drain: Drain, *, last_seconds: float) -> None:
+        super().__init__("announcing")
         self._ledger, self._drain, self._last_seconds = ledger, drain, last_seconds
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._loop, name="announcing", daemon=True)
-        self._fault: DeviceSimError | None = None
         self.reason: str | None = None
 
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
+    def work(self) -> None:
+        """Drain now and then."""
+        while not self.ended.wait(IDLE_SECONDS):
+            self._once(DRAIN_SECONDS)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._ended.set()
-        self._thread.join()
-        if self._fault is not None and error is None:
-            raise self._fault
-        if error is None:
-            self._once(self._last_seconds)
-
-    def _loop(self) -> None:
-        try:
-            while not self._ended.wait(IDLE_SECONDS):
-                self._once(DRAIN_SECONDS)
-        except DeviceSimError as fault:
-            self._fault = fault
+    def finish(self) -> None:
+        """Drain once more."""
+        self._once(self._last_seconds)
 
     def _once(self, seconds: float) -> None:
         if self._ledger.owed():

@@ -14,12 +14,12 @@ import json
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Any, Self
 
 from cryptography import x509
 
-from devicesim.errors import Backlog, Denied, DeviceSimError
+from devicesim.errors import Backlog, Denied
+from devicesim.line.beside import Beside
 from devicesim.line.calling import Caller, HookFailed
 from devicesim.line.ledger import ChainPlace, Ledger, MakePush, Push, UnitRow
 from devicesim.line.settings import AllowHook, DoneHook
@@ -148,35 +148,21 @@ class Hooks:
         return utc_text(self.world.clock().replace(microsecond=0))
 
 
-class Telling:
+class Telling(Beside):
     """Tells what is owed while its context lasts, then once more; with pauses that grow while nobody hears."""
 
     def __init__(self, hooks: Hooks) -> None:
+        super().__init__("telling")
         self._hooks = hooks
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._loop, name="telling", daemon=True)
-        self._fault: DeviceSimError | None = None
         self.reason: str | None = None
 
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._ended.set()
-        self._thread.join()
-        if error is None and self._fault is not None:
-            raise self._fault
-        if error is None:
-            self.reason = self._hooks.tell()
-
-    def _loop(self) -> None:
+    def work(self) -> None:
+        """Tell now and then."""
         pause = IDLE_SECONDS
-        try:
-            while not self._ended.wait(pause):
-                self.reason = self._hooks.tell()
-                pause = min(pause * 2, PAUSE_MAX_SECONDS) if self.reason else IDLE_SECONDS
-        except DeviceSimError as fault:
-            self._fault = fault
+        while not self.ended.wait(pause):
+            self.reason = self._hooks.tell()
+            pause = min(pause * 2, PAUSE_MAX_SECONDS) if self.reason else IDLE_SECONDS
+
+    def finish(self) -> None:
+        """Tell once more."""
+        self.reason = self._hooks.tell()

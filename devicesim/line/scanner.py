@@ -13,10 +13,9 @@ import termios
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from devicesim.errors import ConfigInvalid
+from devicesim.line.beside import Beside
 
 TEXT_MAX_BYTES = 1024
 TICK_SECONDS = 0.2
@@ -62,7 +61,7 @@ def _text(line: bytes) -> str:
     return line[:TEXT_MAX_BYTES].decode("utf-8", "replace").strip()
 
 
-class Hearing:
+class Hearing(Beside):
     """A thread that hands what is scanned to the line for as long as the context lasts.
 
     Args:
@@ -80,29 +79,16 @@ class Hearing:
         deaf: Callable[[], None],
         stop: threading.Event,
     ) -> None:
+        super().__init__("scanner")
         self._handles, self._hear, self._deaf, self._stop = handles, hear, deaf, stop
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._loop, name="scanner", daemon=True)
-        self._fault: Exception | None = None
 
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
+    def work(self) -> None:
+        """Hear until the context or the scanner ends."""
+        for text in scans(self._handles, self.ended.is_set):
+            self._hear(text)
+        if not self.ended.is_set():
+            self._deaf()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._ended.set()
-        self._thread.join()
-        if self._fault is not None and error is None:
-            raise self._fault
-
-    def _loop(self) -> None:
-        try:
-            for text in scans(self._handles, self._ended.is_set):
-                self._hear(text)
-            if not self._ended.is_set():
-                self._deaf()
-        except Exception as fault:  # noqa: BLE001 - raised by __exit__, in the thread that waits
-            self._fault = fault
-            self._stop.set()
+    def failed(self) -> None:
+        """Stop those who wait for a scan."""
+        self._stop.set()

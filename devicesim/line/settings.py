@@ -95,7 +95,7 @@ def _url(scheme: str) -> AfterValidator:
 def _printer(where: object) -> object:
     is_program = isinstance(where, list) and where and all(isinstance(word, str) and word for word in where)
     open_printer(where if isinstance(where, str) or is_program else "")  # type: ignore[arg-type]  # a list of strings
-    return tuple(where) if is_program else where  # type: ignore[arg-type]
+    return tuple(where) if is_program else where  # type: ignore[arg-type]  # as above
 
 
 LOOPBACK = "(?:localhost|127\\.0\\.0\\.1|\\[::1\\])"

@@ -59,7 +59,7 @@ class BarProgress:
 
     def __init__(self) -> None:
         from rich.console import Console  # noqa: PLC0415 - rich is loaded when somebody looks
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn  # noqa: PLC0415
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn  # noqa: PLC0415 - so
 
         columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
         self._bar: Bar = Progress(*columns, console=Console(stderr=True), transient=True)

@@ -100,7 +100,7 @@ class DeviceSession:
         delivery.run(time.monotonic() + self._deadline_seconds)
         if row.id in delivery.done:
             return Announced(True)  # noqa: FBT003 - the field's name says it
-        return Announced(False, delivery.refused.get(row.id, "the broker did not answer in time"))  # noqa: FBT003
+        return Announced(False, delivery.refused.get(row.id, "the broker did not answer in time"))  # noqa: FBT003 - so
 
 
 def announce_birth(

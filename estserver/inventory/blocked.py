@@ -2,33 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from datetime import datetime
 
-from sqlalchemy import Connection, bindparam, delete, insert, select
+from sqlalchemy import bindparam, delete, insert, select
 
 from estserver.errors import NotFound, StateError
 from estserver.inventory import audit
 from estserver.inventory.prepared import Prepared
+from estserver.inventory.room import Room
 from estserver.inventory.schema import blocked_idevid
-from estserver.inventory.transaction import Transaction
 from estserver.model import SpkiHash
 from estserver.records import BlockedRecord
 
 _FOUND = Prepared(select(blocked_idevid.c.reason).where(blocked_idevid.c.spki_sha256 == bindparam("spki")))
 
 
-class BlockedIdevids:
+class BlockedIdevids(Room):
     """What an operator blocks and unblocks, and what `identity` asks; every method is one transaction."""
-
-    def __init__(
-        self,
-        read: Callable[[], AbstractContextManager[Connection]],
-        write: Callable[[datetime], AbstractContextManager[Transaction]],
-    ) -> None:
-        self._read = read
-        self._write = write
 
     def reason(self, spki_sha256: SpkiHash) -> str | None:
         """Return why a key is blocked; None when it is not."""

@@ -11,20 +11,19 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, delete, func, insert, or_, select, update
+from sqlalchemy import bindparam, delete, func, insert, or_, select, update
 
 from estserver.crl import Revoked
 from estserver.errors import InternalError
 from estserver.inventory import audit
 from estserver.inventory.prepared import Prepared
 from estserver.inventory.revocation_tables import crl, crl_part, revocation
-from estserver.inventory.transaction import Transaction
+from estserver.inventory.room import Room
 
 BUILD_MAX = timedelta(minutes=5)
 """How long another server is left alone with a build; it has died if it takes longer."""
@@ -139,20 +138,8 @@ _PART = Prepared(
 _BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-class Crls:
-    """The lists of one inventory, as one server sees them.
-
-    Args:
-        read, write: begin a transaction; `write` takes the time and whether it is `durable`.
-    """
-
-    def __init__(
-        self,
-        read: Callable[[], AbstractContextManager[Connection]],
-        write: Callable[..., AbstractContextManager[Transaction]],
-    ) -> None:
-        self._read = read
-        self._write = write
+class Crls(Room):
+    """The lists of one inventory, as one server sees them."""
 
     def published(self, issuer: str) -> CrlRecord | None:
         """Find the newest list of a CA's key."""

@@ -312,7 +312,7 @@ def _version(connection: Connection, database: Database) -> str | None:
 
 def _upgrade(connection: Connection) -> None:
     from alembic import command  # noqa: PLC0415 - slow to import, and needed once in a database's life
-    from alembic.config import Config  # noqa: PLC0415
+    from alembic.config import Config  # noqa: PLC0415 - as above
 
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))

@@ -7,8 +7,6 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from datetime import datetime
 from typing import Any
 
@@ -18,8 +16,8 @@ from estserver.errors import NotFound, StateError
 from estserver.inventory import audit
 from estserver.inventory.prepared import Prepared
 from estserver.inventory.revocation_tables import anchor_crl, anchor_revoked
+from estserver.inventory.room import Room
 from estserver.inventory.schema import anchor
-from estserver.inventory.transaction import Transaction
 from estserver.records import AnchorCrlRecord, ListedStatus, Missing
 
 _of = anchor_crl.c.anchor == bindparam("of")
@@ -34,20 +32,8 @@ _STATUS = Prepared(
 )
 
 
-class ForeignLists:
-    """The lists of manufacturers' CAs.
-
-    Args:
-        read, write: begin a transaction; `write` takes the time, and is durable.
-    """
-
-    def __init__(
-        self,
-        read: Callable[[], AbstractContextManager[Connection]],
-        write: Callable[[datetime], AbstractContextManager[Transaction]],
-    ) -> None:
-        self._read = read
-        self._write = write
+class ForeignLists(Room):
+    """The lists of manufacturers' CAs."""
 
     def status(self, name: str, serial: int) -> ListedStatus | None:
         """Find out what the list of an anchor says of a certificate; None when none is wanted of it."""

@@ -12,8 +12,7 @@ Rules:
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -22,6 +21,7 @@ from sqlalchemy import Connection, bindparam, delete, func, insert, literal_colu
 from estserver.errors import AwaitingApproval, NotAuthorized, NotFound, QueueFull, StateError
 from estserver.inventory import audit, outbox, uses
 from estserver.inventory.prepared import Prepared
+from estserver.inventory.room import Room
 from estserver.inventory.schema import PendingState, pending
 from estserver.inventory.transaction import Transaction
 from estserver.limits import Queue
@@ -125,16 +125,8 @@ def take(tx: Transaction, same: str, spender: str | None) -> None:
 # --- the operator ---------------------------------------------------------------------------------------------------
 
 
-class PendingRequests:
+class PendingRequests(Room):
     """What an operator sees and decides; every method is one transaction."""
-
-    def __init__(
-        self,
-        read: Callable[[], AbstractContextManager[Connection]],
-        write: Callable[[datetime], AbstractContextManager[Transaction]],
-    ) -> None:
-        self._read = read
-        self._write = write
 
     def page(
         self, now: datetime, *, state: str | None = None, device: str | None = None, after: int = 0, limit: int = 100

@@ -24,9 +24,11 @@ class Cursor(Protocol):
 
     rowcount: int
 
-    def fetchall(self) -> list[tuple[Any, ...]]: ...  # noqa: D102
+    def fetchall(self) -> list[tuple[Any, ...]]:
+        """Return the rows."""
 
-    def fetchone(self) -> tuple[Any, ...] | None: ...  # noqa: D102
+    def fetchone(self) -> tuple[Any, ...] | None:
+        """Return the next row."""
 
 
 @dataclass(frozen=True, slots=True)

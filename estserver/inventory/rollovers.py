@@ -8,10 +8,9 @@ Rules:
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from contextlib import AbstractContextManager
 from dataclasses import astuple, replace
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Any
 
 from sqlalchemy import (
     Column,
@@ -33,6 +32,7 @@ from sqlalchemy.exc import IntegrityError
 from estserver.errors import StateError
 from estserver.inventory import audit
 from estserver.inventory.prepared import Prepared
+from estserver.inventory.room import Room
 from estserver.inventory.schema import Id, Instant, certificate, device_certificate, metadata
 from estserver.inventory.transaction import Transaction
 from estserver.model import Der
@@ -75,19 +75,8 @@ _GIVEN = Prepared(
 _GIVEN_FIRST = Prepared(insert(cacerts_fetch), ("device", "ca", "answer_sha256", "at"))
 
 
-class Write(Protocol):
-    """Begins a write transaction of the inventory."""
-
-    def __call__(self, now: datetime, *, durable: bool) -> AbstractContextManager[Transaction]:
-        """Begin."""
-
-
-class Rollovers:
+class Rollovers(Room):
     """What an operator does with the CAs, and what devices were given of them; every method is one transaction."""
-
-    def __init__(self, read: Any, write: Write) -> None:  # noqa: ANN401 - `Database.read`
-        self._read = read
-        self._write = write
 
     def all(self) -> tuple[RolloverRecord, ...]:
         """Return every rollover there was, in order."""

@@ -7,21 +7,19 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import Connection, bindparam, select
+from sqlalchemy import bindparam, select
 
 from estserver.inventory import blocks, queries, revocation
 from estserver.inventory.blocks import BlockedDevice
 from estserver.inventory.prepared import Prepared
 from estserver.inventory.revocation import Announce
+from estserver.inventory.room import Room
 from estserver.inventory.schema import certificate
-from estserver.inventory.transaction import Transaction
-from estserver.key_ids import issuer_key_id
-from estserver.model import CertificateRecord, Der, DeviceId, Serial, SpkiHash
+from estserver.model import CertificateRecord, DeviceId, Serial, SpkiHash
 
 PAGE = 500
 
@@ -51,26 +49,14 @@ class CertificateStatus:
 
 
 _STATUS = Prepared(
-    select(certificate.c.certificate_der, certificate.c.revoked_at, certificate.c.revocation_reason).where(
+    select(certificate.c.issuer, certificate.c.revoked_at, certificate.c.revocation_reason).where(
         queries.has_serial(bindparam("which"))
     )
 )
 
 
-class Takeback:
-    """Revocation in numbers, and blocks.
-
-    Args:
-        read, write: begin a transaction; `write` takes the time, and is durable.
-    """
-
-    def __init__(
-        self,
-        read: Callable[[], AbstractContextManager[Connection]],
-        write: Callable[[datetime], AbstractContextManager[Transaction]],
-    ) -> None:
-        self._read = read
-        self._write = write
+class Takeback(Room):
+    """Revocation in numbers, and blocks."""
 
     def status(self, serial: Serial) -> CertificateStatus | None:
         """Find out what became of a certificate; None when none with this serial was ever recorded."""
@@ -78,40 +64,31 @@ class Takeback:
             row = _STATUS.one(connection, which=serial)
         if row is None:
             return None
-        return CertificateStatus(issuer_key_id(Der(row.certificate_der)), row.revoked_at, row.revocation_reason)
+        return CertificateStatus(row.issuer, row.revoked_at, row.revocation_reason)
 
     def chosen(self, choice: Choice, now: datetime) -> Iterator[list[CertificateRecord]]:
         """Find what is meant, a page at a time."""
-        page = list[CertificateRecord]()
-        for record in self._in_force(choice, now):
-            if choice.issuer is not None and issuer_key_id(record.certificate) != choice.issuer:
-                continue
-            page.append(record)
-            if len(page) == PAGE:
-                yield page
-                page = []
-        if page:
-            yield page
+        query, last = self._in_force(choice, now), 0
+        while True:
+            with self._read() as connection:
+                rows = connection.execute(query.where(certificate.c.id > last)).all()
+            if rows:
+                yield [queries.to_record(row) for row in rows]
+            if len(rows) < PAGE:
+                return
+            last = rows[-1].id
 
-    def _in_force(self, choice: Choice, now: datetime) -> Iterator[CertificateRecord]:
+    def _in_force(self, choice: Choice, now: datetime) -> queries.Query:
         query = queries.ALL.where(certificate.c.revoked_at.is_(None), certificate.c.not_after >= now)
+        if choice.issuer is not None:
+            query = query.where(certificate.c.issuer == choice.issuer)
         if choice.requester is not None:
             query = query.where(certificate.c.requester == choice.requester)
         if choice.spki_sha256 is not None:
             with self._read() as connection:
                 owner = queries.key_device(connection, choice.spki_sha256)
             query = query.where(certificate.c.device == owner, certificate.c.spki_sha256 == choice.spki_sha256)
-        return self._scan(query.order_by(certificate.c.id).limit(PAGE))
-
-    def _scan(self, query: queries.Query) -> Iterator[CertificateRecord]:
-        last = 0
-        while True:
-            with self._read() as connection:
-                rows = connection.execute(query.where(certificate.c.id > last)).all()
-            yield from map(queries.to_record, rows)
-            if len(rows) < PAGE:
-                return
-            last = rows[-1].id
+        return query.order_by(certificate.c.id).limit(PAGE)
 
     def revoke(
         self,

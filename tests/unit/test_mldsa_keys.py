@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from asn1crypto import pem as armour
 from cryptography.hazmat.primitives.serialization import (
     BestAvailableEncryption,
     Encoding,
@@ -53,7 +54,7 @@ class Forms:
 
 
 def pem(der: bytes) -> bytes:
-    return b"-----BEGIN PRIVATE KEY-----\n" + base64.encodebytes(der) + b"-----END PRIVATE KEY-----\n"
+    return armour.armor("PRIVATE KEY", der)
 
 
 def file_of(der: bytes, directory: Path) -> Path:

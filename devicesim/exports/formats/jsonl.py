@@ -68,7 +68,7 @@ def _judge(line: str, position: int, trust: TrustAnchors, now: datetime) -> tupl
         document = json.loads(signed.payload)
         place, unit = document["manifest"], from_json(document["unit"])
         if not all(isinstance(place[name], int) for name in ("position", "of")):
-            raise ValueError("a place is a number")  # noqa: TRY301
+            raise ValueError("a place is a number")  # noqa: TRY301 - no unit, like what json refuses
     except VerificationFailed as error:
         return Judged(position, named, "", str(error)), {}
     except (KeyError, TypeError, ValueError, RecursionError):

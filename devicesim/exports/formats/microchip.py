@@ -57,7 +57,7 @@ def verify(path: Path, trust: TrustAnchors, now: datetime) -> Iterator[Judged]:
             element = json.loads(payload)
             facts = _facts(element)
             if entry["header"]["uniqueId"] != element["uniqueId"]:
-                raise VerificationFailed("the header's uniqueId is not that of the signed unit")  # noqa: TRY301
+                raise VerificationFailed("uniqueId is not that of the signed unit")  # noqa: TRY301 - judged like the rest
         except VerificationFailed as error:
             yield Judged(position, named, "", str(error))
             continue
